@@ -1,0 +1,39 @@
+# make demo: an environment, then the shipped weights exported to int8, tried on photos, and timed.
+# make test: everything that CI runs. Neither needs root. PYTHON=... names the Python to use.
+
+.PHONY: demo test
+
+demo: .venv/demo
+	.venv/bin/ghostedge export ghostnetv3-small-1.0x --int8 -o demo
+	.venv/bin/ghostedge predict demo/model_int8.tflite ghostedge/photos/*.jpg
+	.venv/bin/ghostedge bench demo/model_int8.tflite demo/model_fp32.tflite demo/model_int8.onnx
+
+# Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
+test: .venv/test .venv-other/demo
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy ghostedge
+	.venv/bin/pytest -n 2 --dist loadfile
+
+# Stamps: an environment is installed once, and again when pyproject.toml changes.
+SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; no GPU is needed)
+.venv/demo: EXTRAS := export,bench
+.venv/test: EXTRAS := all,test
+.venv/demo .venv/test: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv what is not there yet: at most $(SIZE)."
+	.venv/bin/python -m pip install --editable '.[$(EXTRAS)]'
+	@touch $@
+
+.venv/bin/python:
+	python=$$(.ci/find-python) && $$python -m venv --clear .venv
+
+# One export is tested on the other pin set too, where a Python for it runs. OTHER_PYTHON=none leaves it out.
+.venv-other/demo: pyproject.toml | .venv/bin/python
+	@others=$$(.venv/bin/python -c 'import sys; print("3.12 3.13" if sys.version_info < (3, 12) else "3.11 3.10")'); \
+	if python=$$(PYTHON=$(OTHER_PYTHON) .ci/find-python $$others 2>/dev/null); then \
+	    echo "Installing into .venv-other, for one test on another Python: $(SIZE)."; \
+	    $$python -m venv .venv-other && \
+	    .venv-other/bin/python -m pip install --editable '.[export,bench]' && touch $@; \
+	else \
+	    echo "No Python $$others runs here: the export test on another Python will be skipped."; \
+	fi

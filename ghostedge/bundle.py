@@ -1,0 +1,246 @@
+"""The bundle: the folder that export writes, and the proof that it still does what it did there.
+
+Reading and verifying one needs numpy and one runtime, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.files import sha256
+from ghostedge.pixels import PixelContract
+
+MANIFEST, LABELS, GOLDEN = "manifest.json", "labels.txt", "golden.npz"
+FORMAT = 1
+UNITS = ("step", "probability")
+
+
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is a folder with a manifest that this ghostedge reads."""
+    try:
+        read_manifest(path)
+    except GhostEdgeError:
+        return False
+    return True
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the manifest of the bundle at `path`.
+
+    Raises GhostEdgeError where there is no bundle, and for a manifest that is damaged, foreign or
+    of another format.
+    """
+    folder = Path(path)
+    file = folder / MANIFEST
+    if not file.is_file():
+        what = "is a folder without manifest.json" if folder.is_dir() else "is no folder"
+        raise GhostEdgeError(
+            f"{folder} is no bundle, it {what}: name a folder that `ghostedge export` wrote."
+        )
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise GhostEdgeError(
+            f"{file} cannot be read ({error}): restore the bundle or export it again."
+        ) from error
+    if not isinstance(manifest, dict) or not {"format", "ghostedge", "artefacts"} <= set(manifest):
+        raise GhostEdgeError(
+            f"{file} was not written by ghostedge: name a folder that `ghostedge export` wrote."
+        )
+    if manifest["format"] != FORMAT:
+        raise GhostEdgeError(
+            f"{folder} has bundle format {manifest['format']} and this ghostedge reads {FORMAT}: "
+            f"use the version that wrote it, {manifest['ghostedge']}, or export it again."
+        )
+    try:
+        _check_structure(manifest)
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise GhostEdgeError(
+            f"{file} is damaged ({error!r}): restore the bundle or export it again."
+        ) from error
+    return manifest
+
+
+def _check_structure(manifest: dict[str, Any]) -> None:
+    """Touch everything that is used of a manifest, so that no use of it can fail later."""
+    PixelContract.from_json(manifest["pixels"])
+    labels = manifest["labels"]
+    assert isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels"
+    for name, artefact in manifest["artefacts"].items():
+        assert artefact["runtime"] in ("litert", "onnxruntime"), f"runtime of {name}"
+        assert isinstance(artefact["precision"], str), f"precision of {name}"
+    for name, entry in {**manifest["files"], **manifest["artefacts"]}.items():
+        assert Path(name).name == name, f"{name} lies outside the bundle"
+        assert isinstance(entry["sha256"], str), f"sha256 of {name}"
+    assert {LABELS, GOLDEN} <= set(manifest["files"]), "files"
+    assert manifest["golden"]["images"] > 0, "golden images"
+    for entry in manifest["golden"]["expected"]:
+        assert entry["artefact"] in manifest["artefacts"], entry["artefact"]
+        assert entry["unit"] in UNITS and entry["tolerance"] >= 0, entry["key"]
+        assert isinstance(entry["kernels"], str), entry["key"]
+
+
+def read_labels(path: Path) -> list[str]:
+    """Read labels.txt: UTF-8, one label a line.
+
+    Raises GhostEdgeError for a file that cannot be read as such.
+    """
+    try:
+        return path.read_text("utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        raise GhostEdgeError(
+            f"{path} cannot be read ({error}): write one label a line, in UTF-8."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One artefact, run on the golden images with one kind of kernels.
+
+    exact: share of the outputs that are identical to the expected ones. difference: the largest
+    one, in `unit`s ("step" of a quantized output, or "probability"), as is the tolerance.
+    """
+
+    artefact: str
+    kernels: str
+    images: int
+    exact: float
+    difference: float
+    unit: str
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What `verify` found. skipped: (artefact, why it was not run)."""
+
+    bundle: Path
+    rows: list[Row]
+    skipped: list[tuple[str, str]]
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+    @property
+    def failure(self) -> str | None:
+        """A sentence about the first row outside its tolerance, None when all are inside."""
+        for row in self.rows:
+            if not row.ok:
+                return (
+                    f"{row.artefact} with {row.kernels} kernels differs from its golden outputs in "
+                    f"{self.bundle} by {row.difference:.3g} {row.unit} where {row.tolerance:g} is "
+                    "allowed: this runtime or CPU computes it differently than where it was "
+                    "exported; compare the versions in manifest.json."
+                )
+        return None
+
+
+def verify(bundle: str | os.PathLike[str]) -> Verification:
+    """Check that a bundle is what was exported, and that it computes here what it did there.
+
+    Every file must have the SHA-256 of the manifest, and every artefact must be listed. Then each
+    artefact whose runtime is installed is run on the images of golden.npz, with each kind of
+    kernels that an expected output is stored for. The caller decides what to do where the result is
+    not `ok`.
+
+    Raises CheckFailed for a bundle that was changed or contradicts itself, and GhostEdgeError for
+    what is no bundle and where none of its runtimes is installed.
+    """
+    from ghostedge.runtime import RUNTIMES, Classifier, installed  # it reads manifests from here
+
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    golden = _read_golden(folder, manifest)
+    missing = {
+        name: RUNTIMES[artefact["runtime"]]
+        for name, artefact in manifest["artefacts"].items()
+        if not installed(artefact["runtime"])
+    }
+    if len(missing) == len(manifest["artefacts"]):
+        packages = sorted({runtime.package for runtime in missing.values()})
+        raise GhostEdgeError(
+            f"Nothing in {folder} can be run: install a runtime with: "
+            f"pip install {' or '.join(packages)}"
+        )
+    rows = []
+    for entry in manifest["golden"]["expected"]:
+        name, kernels = entry["artefact"], entry["kernels"]
+        if name in missing:
+            continue
+        classifier = Classifier(folder / name, kernels=kernels)
+        found, expected = classifier.raw(golden["images"]), golden[entry["key"]]
+        if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+            raise _contract(
+                folder,
+                f"{entry['key']} in {GOLDEN} is {expected.dtype} {expected.shape} where the model "
+                f"gives {found.dtype} {found.shape}",
+            )
+        apart = np.abs(found.astype(np.float64) - expected)
+        if entry["unit"] == "probability" and classifier.step is not None:
+            apart *= classifier.step
+        exact, furthest = float((found == expected).mean()), float(apart.max())
+        rows.append(
+            Row(name, kernels, len(found), exact, furthest, entry["unit"], entry["tolerance"])
+        )
+    skipped = [(name, f"{runtime.title} is not installed") for name, runtime in missing.items()]
+    return Verification(folder, rows, skipped)
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Compare hashes, and labels.txt with the labels in the manifest."""
+    for name, entry in {**manifest["artefacts"], **manifest["files"]}.items():
+        kind = "model" if name in manifest["artefacts"] else "contract"
+        if not (folder / name).is_file():
+            raise CheckFailed(f"{name} is missing from {folder}: restore it or export again.")
+        if sha256(folder / name) != entry["sha256"]:
+            raise CheckFailed(
+                f"The {kind} changed: {name} in {folder} is not the file that was exported (its "
+                "SHA-256 differs); restore it or export again."
+            )
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".tflite", ".onnx") and file.name not in manifest["artefacts"]:
+            raise CheckFailed(
+                f"{file.name} in {folder} is not in its manifest, so nothing is known of it: "
+                "move it elsewhere or export again."
+            )
+    if read_labels(folder / LABELS) != manifest["labels"]:
+        raise _contract(folder, f"{LABELS} and {MANIFEST} name different labels")
+
+
+def _read_golden(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(folder / GOLDEN, allow_pickle=False) as file:
+            golden = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise _contract(folder, f"{GOLDEN} cannot be read ({error})") from error
+    size = manifest["pixels"]["size"]
+    wanted = (manifest["golden"]["images"], size, size, 3)
+    images = golden.get("images")
+    if images is None or images.shape != wanted or images.dtype != np.uint8:
+        raise _contract(folder, f"{GOLDEN} holds no uint8 images of the shape {wanted}")
+    expected = manifest["golden"]["expected"]
+    for name in sorted(set(manifest["artefacts"]) - {entry["artefact"] for entry in expected}):
+        raise _contract(folder, f"{MANIFEST} expects no outputs of {name}")
+    for key in sorted({entry["key"] for entry in expected} - set(golden)):
+        raise _contract(folder, f"{GOLDEN} lacks the expected outputs {key}")
+    return golden
+
+
+def _contract(folder: Path, contradiction: str) -> CheckFailed:
+    return CheckFailed(
+        f"The contract of {folder} contradicts itself: {contradiction}; restore it or export again."
+    )

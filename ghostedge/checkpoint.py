@@ -1,0 +1,148 @@
+"""The checkpoint: one .safetensors file in training form that rebuilds itself.
+
+Its header holds everything that is not a tensor, as JSON. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghostedge.errors import GhostEdgeError, nearest
+from ghostedge.files import atomic_file
+from ghostedge.pixels import PixelContract
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights"
+CALIBRATION = "calibration_images"
+"""Name of the tensor of synthetic images, uint8 (images, size, size, 3), beside the weights."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What is known of a trained network beside its weights."""
+
+    architecture: str
+    arguments: dict[str, Any]
+    labels: list[str]
+    pixels: PixelContract
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The recipe, as `ghostedge train` takes it."""
+    data: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Name, fingerprint and number of the training images; how validation was split off."""
+    accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Top-1 by split, with the number of images it was measured on."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    licence: str | None = None
+    source: str = "ghostedge train"
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}-{self.arguments.get('width', 1.0)}x"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "pixels": self.pixels.to_json()}
+
+
+def shipped() -> dict[str, Path]:
+    """Return the weights that travel with the package, by name."""
+    return {file.stem: file for file in sorted(WEIGHTS.glob("*.safetensors"))}
+
+
+def find(path_or_name: str | Path) -> Path:
+    """Return the file of a checkpoint given by path or by the name of shipped weights."""
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    known = shipped()
+    if str(path_or_name) in known:
+        return known[str(path_or_name)]
+    raise GhostEdgeError(
+        f"{path_or_name} is neither a checkpoint file nor the name of shipped weights "
+        f"({', '.join(known) or 'none in this installation'}).{nearest(str(path_or_name), known)}"
+    )
+
+
+def save(path: Path, checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
+    """Write a checkpoint atomically: the same content gives the same bytes."""
+    from safetensors.numpy import save_file
+
+    header = json.dumps({"format": 1, **checkpoint.to_json()}, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    with atomic_file(path) as temporary:
+        save_file(contiguous, temporary, metadata={"ghostedge": header})
+
+
+def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
+    """Read a checkpoint and its tensors without torch.
+
+    Raises GhostEdgeError for a file that is missing, truncated or foreign, or that holds a value
+    that is not finite.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = find(path_or_name)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get("ghostedge")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GhostEdgeError(
+            f"{path} is not a readable .safetensors file ({error}). A foreign checkpoint (.pth) "
+            f"is turned into one by: ghostedge import {path}"
+        ) from error
+    if header is None:
+        raise GhostEdgeError(
+            f"{path} is a .safetensors file that ghostedge did not write. "
+            f"Turn it into a checkpoint with: ghostedge import {path}"
+        )
+    try:
+        stored = json.loads(header)
+        version = stored.pop("format")
+        stored["pixels"] = PixelContract.from_json(stored["pixels"])
+        checkpoint = Checkpoint(**stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise GhostEdgeError(f"The header of {path} is damaged ({error!r}).") from error
+    if version != 1:
+        raise GhostEdgeError(f"{path} has checkpoint format {version}; this ghostedge reads 1.")
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise GhostEdgeError(
+                f"{path}: the tensor {name} holds NaN or infinity. The training diverged; "
+                "take an earlier checkpoint."
+            )
+    return checkpoint, tensors
+
+
+def build(path_or_name: str | Path) -> tuple[Checkpoint, nn.Module]:
+    """Return a checkpoint and its network, training form, eval mode, float32."""
+    checkpoint, tensors = read(path_or_name)
+    return checkpoint, network(checkpoint, tensors, str(path_or_name))
+
+
+def network(checkpoint: Checkpoint, tensors: dict[str, np.ndarray], where: str) -> nn.Module:
+    """Return the network of a checkpoint that was read; `where` names it in errors."""
+    import torch
+
+    from ghostedge.models import create
+
+    if checkpoint.arguments.get("num_classes") != len(checkpoint.labels):
+        raise GhostEdgeError(
+            f"{where} names {len(checkpoint.labels)} labels for a network of "
+            f"{checkpoint.arguments.get('num_classes')} classes."
+        )
+    net = create(checkpoint.architecture, **checkpoint.arguments)
+    state = {k: torch.from_numpy(v) for k, v in tensors.items() if k != CALIBRATION}
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        raise GhostEdgeError(
+            f"The tensors of {where} do not fit {checkpoint.name}: {' '.join(str(error).split())}"
+        ) from error
+    return net.eval()

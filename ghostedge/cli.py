@@ -1,0 +1,419 @@
+"""The commands. Each checks its flags, calls one function of the package and shows what it gave."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostedge.errors import CheckFailed, GhostEdgeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ghostedge.data.sources import Data, Source
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a folder of small images to a verified int8 model on a device.",
+)
+
+Model = Annotated[
+    str, typer.Argument(help="A .safetensors, .onnx or .tflite file, a bundle, or shipped weights.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result goes.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a torchvision set if needed.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+def main() -> None:
+    """Run the command line. Bad input ends in one sentence and exit code 2, a failed check in 1."""
+    try:
+        app()
+    except GhostEdgeError as error:
+        print(f"ghostedge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint, or the name of shipped weights.")
+    ],
+    int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Add int8 models.")] = None,
+    half: Annotated[bool | None, typer.Option("--half/--no-half", help="Add fp16 TFLite.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images to calibrate and check on.")
+    ] = None,
+    output: Output = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="app, web, raspberry-pi, microcontroller, server, or a file.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="onnx, tflite or onnx,tflite.")] = None,
+    io: Annotated[
+        str | None, typer.Option(help="Input and output of int8 TFLite: uint8, int8 or float32.")
+    ] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Height and width of the input.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch of the TFLite models.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
+    calib_samples: Annotated[int | None, typer.Option(help="Images to calibrate on.")] = None,
+    check_samples: Annotated[
+        int | None, typer.Option(help="Images of each part to check on.")
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 int8 may lose.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every choice of images.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be done.")
+    ] = False,
+) -> None:
+    """Fold, convert, quantize and check a checkpoint; write a bundle."""
+    from ghostedge.checkpoint import find
+    from ghostedge.convert.plan import make_plan
+
+    given = {
+        "int8": int8,
+        "half": half,
+        "data": data,
+        "output": output,
+        "format": None if format is None else [f.strip() for f in format.split(",")],
+        "io": io,
+        "imgsz": imgsz,
+        "batch": batch,
+        "opset": opset,
+        "calib_samples": calib_samples,
+        "check_samples": check_samples,
+        "max_drop": max_drop,
+        "seed": seed,
+    }
+    plan = make_plan(checkpoint, recipe, {k: v for k, v in given.items() if v is not None})
+    find(checkpoint)
+    if dry_run:
+        for line in plan.describe():
+            print(line)
+        return
+    from ghostedge.convert.pipeline import run
+    from ghostedge.convert.report import calibration_line, stage_table
+
+    bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
+    _table("Every stage against the unfolded PyTorch net", *stage_table(bundle.manifest))
+    print(calibration_line(bundle.manifest))
+    print(f"Wrote {bundle.path}: {', '.join(bundle.manifest['artefacts'])}")
+
+
+@app.command()
+def verify(bundle: Annotated[Path, typer.Argument(help="A folder that export wrote.")]) -> None:
+    """Prove that a bundle is unchanged and computes here what it did where it was made."""
+    from ghostedge.bundle import verify as prove
+
+    result = prove(bundle)
+    rows = [
+        [
+            row.artefact,
+            row.kernels,
+            f"{row.exact:.2%}",
+            f"{row.difference:.2g} {row.unit}",
+            f"{row.tolerance:g}",
+            "ok" if row.ok else "DIFFERS",
+        ]
+        for row in result.rows
+    ]
+    title = f"{bundle}: {result.rows[0].images} golden images"
+    _table(title, ["model", "kernels", "exact", "largest difference", "allowed", ""], rows)
+    for name, reason in result.skipped:
+        print(f"{name} was not run: {reason}")
+    if result.failure:
+        raise CheckFailed(result.failure)
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    top: Annotated[int, typer.Option(min=1, help="Labels to show.")] = 5,
+) -> None:
+    """Name what is in pictures."""
+    from ghostedge.runtime import Classifier
+
+    classifier = Classifier(model)
+    for image, found in zip(images, classifier.predict(images, top=top), strict=True):
+        print(f"{image}: " + ", ".join(f"{label} {share:.1%}" for label, share in found))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="A folder of labelled images, or a set by name.")],
+    part: Annotated[
+        str | None, typer.Option(help="test, val or train; by default the first there is.")
+    ] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(help="Picture of the confusion matrix, a .png file.")
+    ] = None,
+    threads: Threads = 1,
+    download: Download = False,
+) -> None:
+    """Measure top-1 accuracy, also by class."""
+    from ghostedge.data.sources import open_data
+    from ghostedge.evaluate import evaluate as measure
+    from ghostedge.evaluate import save_confusion
+    from ghostedge.runtime import Classifier
+
+    source = _choose_part(open_data(data, download=download), part)
+    classifier = Classifier(model, threads=threads)
+    result = measure(classifier, source.read(classifier.size), source.classes)
+    low, high = result.interval
+    rows = [[label, f"{share:.2%}"] for label, share in result.per_class.items()]
+    _table(f"{source.name}, {len(result)} images", ["class", "top-1"], rows)
+    if result.skipped:
+        name, reason = result.skipped[0]
+        print(f"Skipped {len(result.skipped)} files, the first: {name}: {reason}")
+    print(f"top-1 {result.top1:.2%} (95%: {low:.2%} to {high:.2%})")
+    if confusion is not None:
+        save_confusion(result, confusion)
+        print(f"Wrote {confusion}")
+
+
+def _choose_part(data: Data, part: str | None) -> Source:
+    parts = {"test": data.test, "val": data.val, "train": data.train}
+    if part is not None and part not in parts:
+        raise GhostEdgeError(f"--part {part!r} is unknown: choose test, val or train.")
+    for name, source in parts.items():
+        if source is not None and part in (None, name):
+            return source
+    raise GhostEdgeError(f"{data.name} has no {part} part.")
+
+
+@app.command()
+def bench(
+    models: Annotated[list[str], typer.Argument(help="Models, bundles or shipped weights.")],
+    threads: Annotated[str, typer.Option(help="Numbers of CPU threads, as in 1,2.")] = "1",
+    runs: Annotated[int, typer.Option(min=1, help="Rounds; each times every model once.")] = 200,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .json file.")] = None,
+) -> None:
+    """Time models side by side on this CPU."""
+    from ghostedge.files import atomic_file
+    from ghostedge.latency.timing import bench as measure
+
+    try:
+        counts = [int(count) for count in threads.split(",")]
+    except ValueError as error:
+        raise GhostEdgeError(f"--threads {threads!r} is no list of numbers such as 1,2.") from error
+    result = measure(models, threads=counts, runs=runs)
+    _table(f"{runs} interleaved runs on {result.machine['cpu']}", *result.table())
+    for warning in result.warnings:
+        print(warning)
+    if output is not None:
+        with atomic_file(output) as temporary:
+            temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        print(f"Wrote {output}")
+
+
+@app.command()
+def train(
+    data: Annotated[str, typer.Argument(help="A folder of labelled images, or cifar10, cifar100.")],
+    model: Annotated[str, typer.Option(help="The network; `ghostedge list` shows all.")] = (
+        "ghostnetv3-small"
+    ),
+    width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
+    branches: Annotated[
+        int, typer.Option(help="Parallel branches while training: 1, or the papers' 3.")
+    ] = 1,
+    imgsz: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Output = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
+    download: Download = False,
+    licence: Annotated[
+        str | None, typer.Option(help="Recorded with the weights, as in Apache-2.0.")
+    ] = None,
+) -> None:
+    """Train a network on images; Ctrl-C loses at most the epoch under way."""
+    try:
+        from ghostedge.training import Recipe
+        from ghostedge.training import train as run
+    except ImportError as error:
+        from ghostedge.errors import require
+
+        raise require(error.name or "torch", "train") from error
+    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    name = model if width is None else f"{model}-{width}x"
+    output = output or Path("runs") / name
+    try:
+        run(
+            data,
+            output,
+            model=name,
+            imgsz=imgsz,
+            branches=branches,
+            recipe=Recipe(**{k: v for k, v in given.items() if v is not None}),  # type: ignore[arg-type]
+            device=device,
+            resume=resume,
+            download=download,
+            licence=licence,
+        )
+    except KeyboardInterrupt:
+        print(f"\nStopped. The same command with --resume continues {output}.", file=sys.stderr)
+        sys.exit(130)
+    print(f"Wrote {output / 'best.safetensors'}")
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A state_dict: .pth, .pt or .safetensors.")],
+    output: Output = None,
+    source: Annotated[
+        str | None, typer.Option(help="reference, official or timm; found out by default.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of pixels in 0-1, as in 0.49,0.48,0.45.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Of pixels in 0-1, as in 0.25,0.24,0.26.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A text file, one label a line.")] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Height and width of its images.")] = None,
+) -> None:
+    """Turn a checkpoint of the reference code, the official code or timm into one of ours."""
+    from ghostedge.bundle import read_labels
+    from ghostedge.checkpoint import save
+
+    try:
+        from ghostedge.models.foreign import import_checkpoint
+    except ImportError as error:
+        from ghostedge.errors import require
+
+        raise require(error.name or "torch", "export") from error
+    checkpoint, tensors = import_checkpoint(
+        file,
+        source=source,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        labels=None if labels is None else read_labels(labels),
+        size=imgsz,
+    )
+    output = output or Path(f"{file.stem}.ghostedge.safetensors")
+    save(output, checkpoint, tensors)
+    print(f"Wrote {output}: {checkpoint.name}, {len(checkpoint.labels)} classes")
+
+
+def _numbers(flag: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError as error:
+        raise GhostEdgeError(
+            f"{flag} {text!r} is no list of numbers such as 0.5,0.5,0.5."
+        ) from error
+
+
+@app.command()
+def info(model: Model) -> None:
+    """Show what a checkpoint, a model file or a bundle holds."""
+    path = Path(model)
+    if path.is_dir():
+        from ghostedge.bundle import read_manifest
+
+        facts = read_manifest(path)
+    elif path.suffix in (".tflite", ".onnx"):
+        from ghostedge.runtime import Classifier
+
+        found = Classifier(path)
+        facts = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "runtime": found.runtime,
+            "precision": found.precision,
+            "size": found.size,
+            "labels": found.labels,
+            "output_step": found.step,
+        }
+    else:
+        from ghostedge.checkpoint import read
+
+        checkpoint, tensors = read(model)
+        facts = checkpoint.to_json()
+        facts["tensors"] = len(tensors)
+        facts["values"] = sum(t.size for t in tensors.values())
+    print(json.dumps(facts, indent=1))
+
+
+@app.command(name="list")
+def list_(
+    imgsz: Annotated[int, typer.Option(help="Image size that MACs are counted at.")] = 32,
+) -> None:
+    """List the networks, their sizes, and which weights are shipped."""
+    from ghostedge.checkpoint import read, shipped
+    from ghostedge.pixels import PixelContract
+
+    try:
+        from ghostedge.models import ARCHITECTURES, create, profile
+    except ImportError as error:
+        from ghostedge.errors import require
+
+        raise require(error.name or "torch", "export") from error
+    PixelContract(imgsz)
+    weights = shipped()
+    rows = []
+    for name, architecture in ARCHITECTURES.items():
+        for width in architecture.widths:
+            full = f"{name}-{width}x"
+            classes = 1000 if name.endswith("imagenet") else 10
+            counts = profile(create(name, width=width, num_classes=classes), imgsz)
+            card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
+            rows.append(
+                [
+                    full,
+                    f"{counts.training_parameters:,}",
+                    f"{counts.deployed_parameters:,}",
+                    f"{counts.macs / 1e6:.1f}",
+                    card,
+                ]
+            )
+    heading = [
+        "network",
+        "parameters, training",
+        "deployed",
+        f"MMACs at {imgsz}",
+        "shipped weights",
+    ]
+    _table("Networks; any other width can be named too", heading, rows)
+
+
+def _accuracy_line(accuracy: dict[str, Any]) -> str:
+    return ", ".join(f"{part} {f['top1']:.2f}%" for part, f in accuracy.items()) or "yes"
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, what is missing, and how to get it."""
+    from ghostedge.doctor import examine
+
+    heading, rows, advice = examine()
+    _table("What is here", heading, rows)
+    for line in advice:
+        print(line)
+
+
+def _table(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(heading):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Piped into a file, a table is not folded to 80 columns.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What an export will do: its options, checked, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ghostedge.errors import GhostEdgeError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMATS = ("onnx", "tflite")
+IO = ("uint8", "int8", "float32")
+OPSETS = (13, 20)
+"""Lowest and highest: per-channel QDQ needs 13; torch's exporter and onnx2tf end at 20."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a bundle must meet to be published."""
+
+    max_drop: float = 1.0
+    """Points of top-1 that a quantized model may lose against the unfolded net, labelled data."""
+    min_agreement: float = 0.85
+    """Share of synthetic images on which a quantized model must name the same class, without."""
+    max_kilobytes: float | None = None
+    """Size of the largest quantized model, or of the largest model where none is quantized."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The options of one export; the names are those of the command line's flags."""
+
+    checkpoint: str
+    output: Path
+    int8: bool = False
+    half: bool = False
+    format: tuple[str, ...] = FORMATS
+    data: str | None = None
+    io: str = "uint8"
+    imgsz: int | None = None
+    batch: int = 1
+    opset: int = 17
+    calib_samples: int = 500
+    check_samples: int = 1000
+    seed: int = 0
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        for value in self.format:
+            _one_of("--format", value, FORMATS)
+        if not self.format:
+            raise GhostEdgeError(f"--format is empty: give one or both of {', '.join(FORMATS)}.")
+        _one_of("--io", self.io, IO)
+        _within("--opset", self.opset, *OPSETS)
+        _within("--imgsz", self.imgsz or 32, 24, 256)
+        _within("--batch", self.batch, 1, 1024)
+        _within("--calib-samples", self.calib_samples, 1, 100_000)
+        _within("--check-samples", self.check_samples, 1, 10_000_000)
+        if self.half and "tflite" not in self.format:
+            raise GhostEdgeError("--half makes a TFLite model: add tflite to --format.")
+
+    @property
+    def artefacts(self) -> list[str]:
+        """The model files that the bundle will hold."""
+        files = []
+        if "onnx" in self.format:
+            files += ["model.onnx"] + ["model_int8.onnx"] * self.int8
+        if "tflite" in self.format:
+            files += ["model_fp32.tflite"]
+            files += ["model_fp16.tflite"] * self.half + ["model_int8.tflite"] * self.int8
+        return files
+
+    def describe(self) -> list[str]:
+        """Return the plan as lines for a person."""
+        lines = [
+            f"export {self.checkpoint} to {self.output}",
+            "fold the branches and BatchNorms (float64)",
+            f"convert to ONNX, opset {self.opset}, batch axis free, simplified by onnxsim",
+        ]
+        if "tflite" in self.format:
+            lines.append(f"convert to TFLite with onnx2tf and TensorFlow, batch {self.batch}")
+        if self.int8:
+            real = f"{self.calib_samples} images of the training part of {self.data}"
+            lines.append(
+                f"quantize to int8, calibrated on {real if self.data else 'synthetic images'}"
+            )
+        labelled = f" and at most {self.check_samples} labelled images of each part of {self.data}"
+        lines.append(f"check every stage on synthetic images{labelled if self.data else ''}")
+        lines.append(f"write {', '.join(self.artefacts)}")
+        lines.append(
+            "write labels.txt, golden.npz, manifest.json, timings.json, report.md, report.html"
+        )
+        return lines
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise GhostEdgeError(
+            f"{flag} {value!r} is unknown: choose from {', '.join(known)}.{nearest(value, known)}"
+        )
+
+
+def _within(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise GhostEdgeError(f"{flag} {value} is outside {low} to {high}.")
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes that travel with the package, by name (`export/` in the source tree)."""
+    here = Path(__file__).parent.parent
+    folder = next((f for f in (here / "recipes", here.parent / "export") if f.is_dir()), here)
+    return {file.stem: file for file in sorted(folder.glob("*.toml"))}
+
+
+def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> Plan:
+    """Return the plan of an export: the recipe's options, overruled by those `given`.
+
+    `given` holds only what the caller set. Raises GhostEdgeError for an unknown recipe, key or value.
+    """
+    options: dict[str, Any] = {}
+    if recipe is not None:
+        options = _read_recipe(recipe)
+    options.update(given)
+    limit_names = {field.name for field in dataclasses.fields(Limits)}
+    limits = {key: options.pop(key) for key in list(options) if key in limit_names}
+    if "format" in options:
+        options["format"] = tuple(options["format"])
+    options.setdefault("output", Path(f"{Path(checkpoint).stem}-export"))
+    options["output"] = Path(options["output"])
+    return Plan(checkpoint, limits=Limits(**limits), **options)
+
+
+def _read_recipe(name: str) -> dict[str, Any]:
+    known = recipes()
+    path = Path(name) if Path(name).is_file() else known.get(name)
+    if path is None:
+        raise GhostEdgeError(
+            f"There is no recipe {name!r}: choose from {', '.join(known)}, or name a .toml file."
+            f"{nearest(name, known)}"
+        )
+    try:
+        content = tomllib.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise GhostEdgeError(f"The recipe {path} cannot be read: {error}.") from error
+    types = {
+        "export": {f.name: f for f in dataclasses.fields(Plan)},
+        "limits": {f.name: f for f in dataclasses.fields(Limits)},
+    }
+    options: dict[str, Any] = {}
+    for section, keys in types.items():
+        for key, value in content.pop(section, {}).items():
+            if key not in keys or key in ("checkpoint", "limits"):
+                raise GhostEdgeError(
+                    f"The recipe {path} has an unknown key {key!r} in [{section}].{nearest(key, keys)}"
+                )
+            default = keys[key].default
+            fits = isinstance(value, (list, tuple) if isinstance(default, tuple) else object)
+            if isinstance(default, (bool, int, str)) and type(value) is not type(default):
+                fits = False
+            if not fits:
+                raise GhostEdgeError(
+                    f"The recipe {path} gives {key} = {value!r}, where {default!r} is the default."
+                )
+            options[key] = value
+    content.pop("summary", None)
+    if content:
+        raise GhostEdgeError(f"The recipe {path} has an unknown section or key {min(content)!r}.")
+    return options

@@ -1,0 +1,94 @@
+"""The report of an export: the same facts as text (report.md) and as one page (report.html)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ghostedge.bundle import GOLDEN
+
+SETS = ("synthetic", "validation", "test")
+
+
+def stage_table(manifest: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and rows of the stage table: agreement, difference, top-1 and drop."""
+    sets = [name for name in SETS if name in manifest["stages"][0]["parity"]]
+    header = ["stage", "kB"]
+    for name in sets:
+        count = manifest["stages"][0]["parity"][name]["images"]
+        header.append(f"agreement, {count} {name}")
+        header.append("largest difference")
+        if manifest["stages"][0]["parity"][name]["top1"] is not None:
+            header += [f"top-1, {name}", "drop, points"]
+    rows = []
+    for stage in manifest["stages"]:
+        artefact = manifest["artefacts"].get(stage["name"])
+        row = [stage["name"], f"{artefact['bytes'] / 1000:.0f}" if artefact else ""]
+        for name in sets:
+            parity = stage["parity"][name]
+            row += [f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
+            if parity["top1"] is not None:
+                drop = f"{parity['drop']:.2f} ± {parity['drop_interval']:.2f}"
+                row += [f"{parity['top1']:.2f}%", "" if stage["name"] == "unfolded" else drop]
+        rows.append(row)
+    return header, rows
+
+
+def calibration_line(manifest: dict[str, Any]) -> str:
+    """Return one sentence on what the quantized models were calibrated on."""
+    card = manifest["calibration"]
+    if card is None:
+        return "Nothing is quantized."
+    if card["kind"] == "synthetic":
+        return (
+            f"int8 is calibrated on {card['images']} synthetic images, made from the network's own "
+            "BatchNorm statistics; no data was given. Real images may give a better model: --data DIR."
+        )
+    return (
+        f"int8 is calibrated on {card['images']} images of the training part of {card['data']}; "
+        f"validation is {card['validation']}."
+    )
+
+
+def write_reports(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write report.md and report.html into a bundle."""
+    environment = Environment(
+        loader=PackageLoader("ghostedge.convert", "templates"),
+        autoescape=lambda name: name is not None and name.startswith("report.html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    header, rows = stage_table(manifest)
+    facts = {
+        "manifest": manifest,
+        "header": header,
+        "rows": rows,
+        "calibration": calibration_line(manifest),
+        "golden_png": _contact_sheet(folder),
+    }
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.jinja").render(facts)
+        (folder / name).write_text(text, "utf-8")
+
+
+def _contact_sheet(folder: Path) -> str:
+    """Return the golden images side by side, as a base64 PNG."""
+    from PIL import Image
+
+    with np.load(folder / GOLDEN) as golden:
+        images = golden["images"]
+    images = images[: len(images) // 8 * 8 or len(images)]
+    columns = min(8, len(images))
+    size = images.shape[1]
+    sheet = images.reshape(-1, columns, size, size, 3).swapaxes(1, 2)
+    picture = Image.fromarray(sheet.reshape(-1, columns * size, 3))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

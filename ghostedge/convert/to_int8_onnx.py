@@ -1,0 +1,64 @@
+"""int8 for ONNX Runtime: static, per-channel, as QuantizeLinear / DequantizeLinear pairs (QDQ)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from ghostedge.pixels import STEP
+
+BATCH = 50
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, images: np.ndarray) -> None:
+        self.batches: Iterator[dict[str, np.ndarray]] = (
+            {"image": images[i : i + BATCH].transpose(0, 3, 1, 2).astype(np.float32)}
+            for i in range(0, len(images), BATCH)
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+def quantize(model: Path, output: Path, images: np.ndarray) -> None:
+    """Quantize model.onnx, calibrated by min-max on raw uint8 pixels (images, size, size, 3).
+
+    The normalised input is fixed to scale 1/64 and zero point 0, which is exact; the final softmax
+    stays in float.
+    """
+    exact = {"scale": np.array(1 / STEP, np.float32), "zero_point": np.array(0, np.int8)}
+    nodes = onnx.load(model).graph.node
+    in_float = [
+        n.name for n in nodes if n.op_type == "Softmax" or n.name in ("centre", "normalize")
+    ]
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends its own pre-processing
+    try:
+        quantize_static(
+            model,
+            output,
+            _Reader(images),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=in_float,
+            extra_options={
+                "TensorQuantOverrides": {"normalized": [{**exact, "quant_type": QuantType.QInt8}]}
+            },
+        )
+    finally:
+        logging.getLogger().setLevel(level)

@@ -1,0 +1,125 @@
+"""From a core ONNX graph to .tflite files, with onnx2tf and TensorFlow's converter.
+
+It runs as a process of its own (`python -m ghostedge.convert.to_tflite FOLDER`): TensorFlow does not
+share an address space with torch, its messages stay out of the user's terminal, its memory is given
+back, and the working directory can hold the file that keeps onnx2tf off the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ghostedge.errors import GhostEdgeError
+from ghostedge.pixels import MIDDLE, STEP
+
+CORE, CALIBRATION, JOB = "core.onnx", "calibration.npy", "job.json"
+SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
+"""onnx2tf fetches a file of this name from the internet unless the working directory has it."""
+
+
+def convert(folder: Path, wanted: list[str], io: str) -> None:
+    """Write the `wanted` models ("fp32", "fp16", "int8") as model_*.tflite into `folder`.
+
+    `folder` holds core.onnx, with a fixed batch, and for int8 calibration.npy, raw uint8 pixels
+    (images, size, size, 3). `io` is the input and output type of the int8 model.
+    Raises GhostEdgeError with the converter's last words when it fails.
+    """
+    (folder / JOB).write_text(json.dumps({"wanted": wanted, "io": io}))
+    np.save(folder / SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
+    root = str(Path(__file__).parents[2])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_USE_LEGACY_KERAS": "1",
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, "."],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        words = [line for line in done.stdout.splitlines() if line.strip()] or ["no message"]
+        raise GhostEdgeError(
+            f"The TFLite conversion failed with code {done.returncode}: {words[-1]}. "
+            "`ghostedge doctor` shows whether the installed versions fit together."
+        )
+
+
+def main(folder: Path) -> None:
+    """Do the job that `convert` left in the folder."""
+    import onnx2tf
+    import tensorflow as tf
+
+    job = json.loads((folder / JOB).read_text())
+    # From 2.0 on onnx2tf has a backend of its own, whose int8 fails on these nets.
+    backend = {} if onnx2tf.__version__.startswith("1.") else {"tflite_backend": "tf_converter"}
+    net = onnx2tf.convert(
+        input_onnx_file_path=str(folder / CORE),
+        output_folder_path=str(folder / "onnx2tf"),
+        not_use_onnxsim=True,  # done already; it would call a command that may not be on the PATH
+        disable_model_save=True,
+        non_verbose=True,
+        verbosity="error",
+        **backend,
+    )
+    shape = tuple(net.inputs[0].shape)
+    signature = [tf.TensorSpec(shape, tf.float32, name="image")]
+
+    @tf.function(input_signature=signature)
+    def core(image: Any) -> dict[str, Any]:
+        return {"probabilities": net(image)}
+
+    @tf.function(input_signature=signature)
+    def raw(image: Any) -> dict[str, Any]:
+        return {"probabilities": net((image - MIDDLE) * (1 / STEP))}
+
+    def converter(function: Any) -> Any:
+        return tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function()], net
+        )
+
+    # A float input needs the normalisation inside; an integer one is it (ghostedge.pixels).
+    floating = job["io"] == "float32"
+    for precision in job["wanted"]:
+        if precision == "int8":
+            made = converter(raw if floating else core)
+            made.optimizations = [tf.lite.Optimize.DEFAULT]
+            made.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            made.representative_dataset = lambda: _samples(folder, shape, floating)
+            made.inference_input_type = made.inference_output_type = tf.dtypes.as_dtype(job["io"])
+        else:
+            made = converter(raw)
+            if precision == "fp16":
+                made.optimizations = [tf.lite.Optimize.DEFAULT]
+                made.target_spec.supported_types = [tf.float16]
+        (folder / f"model_{precision}.tflite").write_bytes(made.convert())
+
+
+def _samples(folder: Path, shape: tuple[int, ...], raw: bool) -> Iterator[list[np.ndarray]]:
+    images = np.load(folder / CALIBRATION)
+    batch = shape[0]
+    for start in range(0, len(images), batch):
+        part = np.resize(images[start : start + batch], shape).astype(np.float32)
+        if start == 0:
+            # Min-max calibration then finds the whole range of a pixel: the input's scale is fixed.
+            part[0, 0, 0], part[0, 0, 1] = 0, 255
+        yield [part if raw else (part - MIDDLE) / STEP]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

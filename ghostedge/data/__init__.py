@@ -1,0 +1,1 @@
+"""Where images come from: folders, torchvision's CIFAR sets, and drawn figures for tests."""

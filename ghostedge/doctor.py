@@ -1,0 +1,63 @@
+"""What is installed here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import sys
+
+from ghostedge.checkpoint import shipped
+from ghostedge.latency.timing import machine
+
+NEEDED_FOR = {
+    "train": "ghostedge train",
+    "export": "ghostedge export",
+    "bench": "predict, eval, bench and verify of exported models",
+}
+
+
+def examine() -> tuple[list[str], list[list[str]], list[str]]:
+    """Return a heading, a row for each package of the extras, and lines of advice."""
+    here = machine()
+    rows = [
+        ["Python", platform.python_version(), "", sys.executable],
+        ["CPU", here["cpu"], "", f"{here['cores']} cores; {', '.join(here['features'])}"],
+        ["shipped weights", str(len(shipped())), "", ", ".join(shipped())],
+    ]
+    advice = []
+    for extra, purpose in NEEDED_FOR.items():
+        missing = []
+        for package in _packages(extra):
+            try:
+                version = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                version = "missing"
+                missing.append(package)
+            rows.append([package, version, extra, purpose])
+        if missing:
+            advice.append(
+                f"Missing for {purpose}: {', '.join(missing)}. pip install 'ghostedge[{extra}]'"
+            )
+    if here["features"] and not {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"} & set(
+        here["features"]
+    ):
+        advice.append(
+            "This CPU has no int8 dot products: int8 gains less here, and ONNX Runtime's int8 "
+            "saturates in 16 bits on x86 without them, so check its accuracy on this machine."
+        )
+    return ["what", "version", "extra", "for"], rows, advice or ["Nothing is missing."]
+
+
+def _packages(extra: str) -> list[str]:
+    """Return the names of the packages that an extra asks for on this Python, from our metadata."""
+    try:
+        requirements = importlib.metadata.requires("ghostedge") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    names = []
+    for requirement in requirements:
+        name, _, marker = requirement.partition(";")
+        if f"extra == '{extra}'" in marker.replace('"', "'"):
+            names.append(re.split(r"[\s\[<>=!~(]", name.strip(), maxsplit=1)[0])
+    return sorted(set(names) - {"ghostedge"})

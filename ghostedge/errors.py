@@ -1,0 +1,32 @@
+"""The one exception hierarchy. A message says what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GhostEdgeError(Exception):
+    """Input or surroundings that ghostedge cannot work with. The command line exits with 2."""
+
+    exit_code = 2
+
+
+class CheckFailed(GhostEdgeError):
+    """A result that was produced, measured and found outside its limit. Exits with 1."""
+
+    exit_code = 1
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean ...?`` for the known names close to `word`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def require(module: str, extra: str) -> GhostEdgeError:
+    """Return the error for a missing optional package, naming the extra that brings it."""
+    return GhostEdgeError(
+        f"This needs the package {module}, which is not installed. "
+        f"Install it with: pip install 'ghostedge[{extra}]'"
+    )

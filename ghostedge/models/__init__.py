@@ -1,0 +1,109 @@
+"""The networks, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ghostedge.errors import GhostEdgeError, nearest
+from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
+from ghostedge.models.reparam import fold
+
+__all__ = ["ARCHITECTURES", "Profile", "create", "fold", "parse_name", "profile"]
+
+
+class Architecture(NamedTuple):
+    """A family of networks: how to build one, what it is, and the widths people know it by."""
+
+    build: Callable[..., nn.Module]
+    summary: str
+    widths: tuple[float, ...]
+
+
+ARCHITECTURES = {
+    "ghostnetv3-small": Architecture(
+        partial(GhostNetV3, SMALL),
+        "GhostNetV3-Small (arXiv 2509.12380), for 32x32 images",
+        (0.5, 1.0, 1.3, 1.6, 1.9, 2.2, 2.8, 3.4),
+    ),
+    "ghostnetv3": Architecture(
+        partial(GhostNetV3, FULL),
+        "GhostNetV3 (arXiv 2404.11202) with a stride-1 stem, for small images",
+        (1.0,),
+    ),
+    "ghostnetv3-imagenet": Architecture(
+        partial(GhostNetV3, FULL, stem_stride=2),
+        "GhostNetV3 (arXiv 2404.11202) as published for ImageNet",
+        (0.5, 1.0, 1.3, 1.6),
+    ),
+}
+
+
+def parse_name(name: str) -> tuple[str, float]:
+    """Split `ghostnetv3-small-1.0x` into an architecture and a width (1.0 where none is named).
+
+    Raises GhostEdgeError, naming the near ones, for an unknown architecture or a bad width.
+    """
+    match = re.fullmatch(r"(?P<architecture>.+?)(?:-(?P<width>\d+(?:\.\d+)?)x)?", name)
+    architecture = match["architecture"] if match else name
+    if match is None or architecture not in ARCHITECTURES:
+        known = [*ARCHITECTURES, *(f"{a}-{w}x" for a, e in ARCHITECTURES.items() for w in e.widths)]
+        raise GhostEdgeError(
+            f"There is no network called {name!r}.{nearest(name, known)} "
+            "`ghostedge list` shows all; any width can follow, as in ghostnetv3-small-1.7x."
+        )
+    return architecture, float(match["width"] or 1.0)
+
+
+def create(architecture: str, **arguments: Any) -> nn.Module:
+    """Build a network in training form. `arguments` are those of its class (see the family's file).
+
+    The net maps normalised float32 images (batch, 3, height, width) to logits (batch, classes).
+    Raises GhostEdgeError for an unknown name, a width outside 0.1 to 8 or unknown arguments.
+    """
+    parse_name(architecture)
+    width = arguments.get("width", 1.0)
+    if not 0.1 <= width <= 8:
+        raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")
+    try:
+        return ARCHITECTURES[architecture].build(**arguments)
+    except (KeyError, TypeError) as error:
+        raise GhostEdgeError(
+            f"The network {architecture} cannot be built with {arguments}: {error}."
+        ) from error
+
+
+class Profile(NamedTuple):
+    """What a network costs, whatever runs it."""
+
+    training_parameters: int
+    deployed_parameters: int
+    macs: int
+    """Multiply-accumulates of the convolutions and linear layers, deployed form, one image."""
+
+
+def profile(net: nn.Module, size: int) -> Profile:
+    """Count a training-form network's parameters, and its MACs on one `size` x `size` image."""
+    deployed = fold(net).to("meta")
+    macs = 0
+
+    def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal macs
+        assert isinstance(module.weight, torch.Tensor)
+        macs += output.numel() * module.weight[0].numel()
+
+    for module in deployed.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        deployed(torch.zeros(1, 3, size, size, device="meta"))
+
+    def parameters(of: nn.Module) -> int:
+        return sum(p.numel() for p in of.parameters())
+
+    return Profile(parameters(net), parameters(deployed), macs)

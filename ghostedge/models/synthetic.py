@@ -1,0 +1,83 @@
+"""Images made from a network's own BatchNorm statistics, to calibrate int8 without a data set.
+
+Zero-shot quantization in the way of ZeroQ (arXiv 2001.00281) and DeepInversion (1912.08795): pixels
+are optimised until the activations have the means and variances that training left in the
+BatchNorms, for each class in turn. No pixel of any data set is in them.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostedge.errors import GhostEdgeError
+from ghostedge.pixels import PixelContract
+
+STEPS = 150
+
+
+def synthesize(
+    net: nn.Module, pixels: PixelContract, images: int = 64, seed: int = 0
+) -> np.ndarray:
+    """Return synthetic images, uint8 (images, size, size, 3), for a training-form network.
+
+    Raises GhostEdgeError for a network without BatchNorm.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        raise GhostEdgeError(
+            "This network has no BatchNorm to make calibration images from. Give real ones: --data DIR"
+        )
+    distances: list[Tensor] = []
+
+    def compare(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        scale = norm.running_var + norm.eps
+        distances.append(
+            ((mean - norm.running_mean).square() / scale).mean()
+            + ((var + norm.eps).sqrt() / scale.sqrt() - 1).square().mean()
+        )
+
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
+    low, high = (0 - mean) / std, (255 - mean) / std
+    # Noise of all scales at once, which is what natural images are made of.
+    start = torch.zeros(images, 3, pixels.size, pixels.size)
+    for size in itertools.takewhile(lambda s: s <= pixels.size, (2**n for n in range(1, 9))):
+        noise = torch.randn(images, 3, size, size, generator=generator)
+        start += 0.4 * F.interpolate(noise, (pixels.size, pixels.size), mode="bilinear")
+    canvas = (start * (high - low) / 4 + (high + low) / 2).clamp(low, high).requires_grad_()
+    optimizer = torch.optim.Adam([canvas], lr=0.1)
+    was_training = net.training
+    frozen = [p for p in net.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    hooks = [norm.register_forward_pre_hook(compare) for norm in norms]
+    net.eval()
+    targets: Tensor | None = None
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / STEPS)
+        distances.clear()
+        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
+        logits = net(torch.roll(canvas, shift, (2, 3)))
+        if targets is None:
+            targets = torch.arange(images) % logits.shape[1]
+        loss = torch.stack(distances).mean() + 0.1 * F.cross_entropy(logits, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            canvas.clamp_(low, high)
+    for hook in hooks:
+        hook.remove()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    net.train(was_training)
+    raw = (canvas.detach() * std + mean).round().clamp(0, 255).to(torch.uint8)
+    return raw.permute(0, 2, 3, 1).contiguous().numpy()

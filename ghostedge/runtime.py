@@ -1,0 +1,420 @@
+"""One callable for every model: a .tflite, .onnx or .safetensors file, shipped weights, a bundle.
+
+This module needs numpy only; each runtime is imported when a model for it is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ghostedge import checkpoint
+from ghostedge.bundle import is_bundle, read_labels, read_manifest
+from ghostedge.errors import GhostEdgeError
+
+
+class Runtime(NamedTuple):
+    """What runs a model: how people call it, the module it is imported as, the package it is in."""
+
+    title: str
+    module: str
+    package: str
+
+
+RUNTIMES = {
+    "litert": Runtime("LiteRT", "ai_edge_litert", "ai-edge-litert"),
+    "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnxruntime"),
+    "torch": Runtime("PyTorch", "torch", "torch"),
+}
+KERNELS = ("default", "reference")
+BATCH = 64
+"""Images in one run where the model leaves the batch free."""
+
+# The first one whose runtime is installed stands for a bundle. ONNX Runtime's int8 comes last: on
+# x86 without VNNI its sums saturate.
+PREFERENCE = (
+    ("litert", "int8"),
+    ("litert", "fp32"),
+    ("litert", "fp16"),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+)
+
+
+def installed(runtime: str) -> bool:
+    """Return whether the package of a runtime, one of `RUNTIMES`, is there."""
+    return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
+
+
+class Backend:
+    """A model loaded in its runtime: `prepare` one batch, `invoke`, take the `result`.
+
+    The three steps are apart so that `invoke` alone can be timed.
+    """
+
+    runtime: str
+    precision: str
+    size: int
+    classes: int
+    batch = BATCH
+    fixed = False
+    """Whether `prepare` takes exactly `batch` images, or up to that many."""
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    """Of the result, (images, classes): probabilities, or steps of `step` from `zero_point`."""
+    step: float | None = None
+    zero_point = 0
+    labels: list[str] | None = None
+
+    def prepare(self, images: np.ndarray) -> None:
+        """Set the input: uint8 pixels (images, size, size, 3)."""
+        raise NotImplementedError
+
+    def invoke(self) -> None:
+        raise NotImplementedError
+
+    def result(self) -> np.ndarray:
+        raise NotImplementedError
+
+
+class LiteRT(Backend):
+    runtime = "litert"
+
+    def __init__(self, path: Path, threads: int, kernels: str) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = OpResolverType.BUILTIN_REF if kernels == "reference" else OpResolverType.AUTO
+        try:
+            # Only content is verified before use: LiteRT 2.1.0 crashes on a truncated file by path.
+            content = path.read_bytes()
+            with _silent():
+                self.net = Interpreter(
+                    model_content=content,
+                    num_threads=threads,
+                    experimental_op_resolver_type=resolver,
+                )
+                self.net.allocate_tensors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _unreadable(path, "LiteRT", error) from error
+        inputs, outputs = self.net.get_input_details(), self.net.get_output_details()
+        self.input, self.output = inputs[0], outputs[0]
+        shape, scores = self.input["shape"].tolist(), self.output["shape"].tolist()
+        kinds = (np.uint8, np.int8, np.float32)
+        sides = self.input["shape_signature"].tolist()[1:]  # -1 where the size is free
+        if not (
+            len(inputs) == len(outputs) == 1
+            and self.input["dtype"] in kinds
+            and self.output["dtype"] in kinds
+            and _is_image(sides[:2], sides[2:])
+            and len(scores) == 2
+        ):
+            ends = [
+                [(np.dtype(t["dtype"]).name, t["shape_signature"].tolist()) for t in tensors]
+                for tensors in (inputs, outputs)
+            ]
+            raise _no_classifier(path, ends, "uint8, int8 or float32 [batch, size, size, 3]")
+        self.batch, self.size, self.classes = shape[0], shape[1], scores[1]
+        self.fixed = True
+        self.dtype = np.dtype(self.output["dtype"])
+        if self.dtype != np.float32:
+            self.step, self.zero_point = self.output["quantization"]
+        held = {tensor["dtype"] for tensor in self.net.get_tensor_details()}
+        self.precision = "int8" if np.int8 in held else "fp16" if np.float16 in held else "fp32"
+
+    def prepare(self, images: np.ndarray) -> None:
+        kind = self.input["dtype"]
+        values = (images.astype(np.int16) - 128) if kind == np.int8 else images
+        self.net.set_tensor(self.input["index"], values.astype(kind))
+
+    def invoke(self) -> None:
+        self.net.invoke()
+
+    def result(self) -> np.ndarray:
+        return self.net.get_tensor(self.output["index"])
+
+
+class OnnxRuntime(Backend):
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            content = path.read_bytes()
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its error classes share no other base
+            raise _unreadable(path, "ONNX Runtime", error) from error
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        shape, scores = inputs[0].shape, outputs[0].shape
+        if not (
+            len(inputs) == len(outputs) == 1
+            and inputs[0].type == outputs[0].type == "tensor(float)"
+            and _is_image(shape[2:], shape[1:2])
+            and len(scores) == 2
+            and isinstance(scores[1], int)
+        ):
+            ends = [[(tensor.type, tensor.shape) for tensor in ts] for ts in (inputs, outputs)]
+            raise _no_classifier(path, ends, "tensor(float) [batch, 3, size, size]")
+        self.size, self.classes = shape[2], scores[1]
+        if isinstance(shape[0], int):
+            self.batch, self.fixed = shape[0], True
+        # The op's name stands in the file as plain bytes; reading it properly would take onnx.
+        self.precision = "int8" if b"QuantizeLinear" in content else "fp32"
+        named = self.session.get_modelmeta().custom_metadata_map.get("labels")
+        self.labels = named.splitlines() if named else None
+        self.name = inputs[0].name
+
+    def prepare(self, images: np.ndarray) -> None:
+        self.feed = {self.name: np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)}
+
+    def invoke(self) -> None:
+        self.output = self.session.run(None, self.feed)[0]
+
+    def result(self) -> np.ndarray:
+        return self.output
+
+
+class Torch(Backend):
+    runtime = "torch"
+    precision = "fp32"
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import torch
+
+        self.torch, self.threads = torch, threads
+        stored, self.net = checkpoint.build(path)
+        self.pixels = stored.pixels
+        self.size, self.labels = stored.pixels.size, stored.labels
+        self.classes = len(stored.labels)
+
+    def prepare(self, images: np.ndarray) -> None:
+        values = self.pixels.normalize(images).transpose(0, 3, 1, 2)
+        self.input = self.torch.from_numpy(np.ascontiguousarray(values))
+
+    def invoke(self) -> None:
+        before = self.torch.get_num_threads()
+        self.torch.set_num_threads(self.threads)
+        try:
+            with self.torch.inference_mode():
+                self.logits = self.net(self.input)
+        finally:
+            self.torch.set_num_threads(before)
+
+    def result(self) -> np.ndarray:
+        logits = self.logits.numpy()
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+
+class Classifier:
+    """A trained or exported model as a function of raw pixels. Not for several threads at once.
+
+    Args:
+        model: a .tflite, .onnx or .safetensors file, the name of shipped weights, or a bundle
+            (then its int8 .tflite; without LiteRT its fp32 .onnx).
+        threads: CPU threads of one run.
+        kernels: "default", or "reference" for LiteRT's plain kernels, in which a quantized model
+            gives the same bytes on x86 and arm64.
+
+    Attributes:
+        path: the file that was loaded.
+        runtime: "litert", "onnxruntime" or "torch"; precision: "int8", "fp16" or "fp32".
+        size: height and width of its images; labels: names of its classes, in output order.
+        step: one step of a quantized output in probability, None where outputs are floats.
+        backend: the model in its runtime.
+
+    Labels come from the bundle that the file is in, else from labels.txt beside it, else from the
+    file itself; a file without any has "class 0", "class 1", and so on.
+
+    Raises GhostEdgeError for a file that is missing, damaged or no image classifier, for a wrong
+    number of labels, and for a runtime that is not installed.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], *, threads: int = 1, kernels: str = "default"
+    ) -> None:
+        if kernels not in KERNELS:
+            raise GhostEdgeError(
+                f"There are no kernels {kernels!r}: choose {' or '.join(KERNELS)}."
+            )
+        self.path = _find(model)
+        self.backend = _load(self.path, threads, kernels)
+        self.runtime, self.precision = self.backend.runtime, self.backend.precision
+        self.size, self.step = self.backend.size, self.backend.step
+        self.labels = _labels(self.path, self.backend)
+
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        """Return what the model itself gives for uint8 RGB images (N, size, size, 3) or one image.
+
+        (N, classes): quantized steps as uint8 or int8, or float32 probabilities.
+        Raises GhostEdgeError for images of another type or size.
+        """
+        images = self._checked(np.asarray(images))
+        backend = self.backend
+        outputs = [np.empty((0, backend.classes), backend.dtype)]
+        for start in range(0, len(images), backend.batch):
+            chunk = images[start : start + backend.batch]
+            count = len(chunk)
+            if backend.fixed and count < backend.batch:
+                chunk = np.resize(chunk, (backend.batch, *chunk.shape[1:]))
+            backend.prepare(chunk)
+            backend.invoke()
+            outputs.append(backend.result()[:count])
+        return np.concatenate(outputs)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return probabilities, float32 (N, classes), of uint8 RGB images as `raw` takes them.
+
+        Raises GhostEdgeError too for a model whose outputs are no probabilities.
+        """
+        raw = self.raw(images)
+        if self.step is not None:
+            return (raw.astype(np.float32) - self.backend.zero_point) * np.float32(self.step)
+        if len(raw) and not (raw.min() >= -0.01 and raw.max() <= 1.01):
+            raise GhostEdgeError(
+                f"{self.path} gives values from {raw.min():.3g} to {raw.max():.3g} instead of "
+                "probabilities: it lacks the final softmax. Export it with: ghostedge export"
+            )
+        return raw
+
+    def predict(
+        self, images: Sequence[str | os.PathLike[str] | np.ndarray], top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """Return the `top` labels with their probabilities, best first, for each image.
+
+        Images are picture files, read as the pixel contract says, or arrays as `raw` takes them.
+        """
+        if isinstance(images, (str, os.PathLike)):
+            images = [images]
+        pixels = [self._checked(self._read(image)) for image in images]
+        results = []
+        for row in self(np.concatenate(pixels)) if pixels else []:
+            best = np.argsort(-row, kind="stable")[:top]
+            results.append([(self.labels[i], float(row[i])) for i in best])
+        return results
+
+    def _read(self, image: str | os.PathLike[str] | np.ndarray) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            return image
+        from ghostedge.data.images import read_image
+
+        return read_image(image, self.size)
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
+        if images.dtype != np.uint8:
+            raise GhostEdgeError(
+                f"{self.path.name} takes raw pixels, uint8 from 0 to 255, not {images.dtype}: "
+                "give them as they are in the picture, not normalised."
+            )
+        expected = (self.size, self.size, 3)
+        if images.shape[-3:] != expected or images.ndim > 4:
+            raise GhostEdgeError(
+                f"{self.path.name} takes images of {self.size}x{self.size} RGB pixels, shape "
+                f"(N, {self.size}, {self.size}, 3), and was given {images.shape}: resize them."
+            )
+        return images.reshape(-1, *expected)
+
+
+def _find(model: str | os.PathLike[str]) -> Path:
+    path = Path(model)
+    if path.is_dir():
+        artefacts = read_manifest(path)["artefacts"]
+        kinds = {(a["runtime"], a["precision"]): name for name, a in artefacts.items()}
+        for kind in PREFERENCE:
+            if kind in kinds and installed(kind[0]):
+                return path / kinds[kind]
+        raise GhostEdgeError(
+            f"No model in {path} can run: none of its runtimes is installed. "
+            "Install one with: pip install ai-edge-litert"
+        )
+    if path.suffix in (".tflite", ".onnx") and not path.exists():
+        raise GhostEdgeError(f"There is no file {path}: check its name and folder.")
+    if path.suffix not in (".tflite", ".onnx", ".safetensors") and path.is_file():
+        raise GhostEdgeError(
+            f"{path} is no model that runs here: name a .tflite, .onnx or .safetensors file, a "
+            "bundle or shipped weights; `ghostedge import` turns a foreign checkpoint into one."
+        )
+    return path if path.exists() else checkpoint.find(os.fspath(model))
+
+
+def _load(path: Path, threads: int, kernels: str) -> Backend:
+    if kernels != "default" and path.suffix != ".tflite":
+        raise GhostEdgeError(f"Only a .tflite file has {kernels} kernels, {path} has not.")
+    runtime = {".tflite": "litert", ".onnx": "onnxruntime"}.get(path.suffix, "torch")
+    if not installed(runtime):
+        title, _, package = RUNTIMES[runtime]
+        raise GhostEdgeError(
+            f"{path} needs {title}, which is not installed. Install it with: pip install {package}"
+        )
+    if path.stat().st_size == 0:
+        raise GhostEdgeError(f"{path} is empty: export or copy it again.")
+    if runtime == "litert":
+        return LiteRT(path, threads, kernels)
+    return OnnxRuntime(path, threads) if runtime == "onnxruntime" else Torch(path, threads)
+
+
+def _labels(path: Path, backend: Backend) -> list[str]:
+    beside = path.with_name("labels.txt")
+    where, labels = path, backend.labels
+    if backend.runtime != "torch":  # a checkpoint always has its own
+        manifest = read_manifest(path.parent) if is_bundle(path.parent) else {"artefacts": {}}
+        if path.name in manifest["artefacts"]:
+            where, labels = path.with_name("manifest.json"), manifest["labels"]
+        elif beside.is_file():
+            where, labels = beside, read_labels(beside)
+    if labels is None:
+        return [f"class {index}" for index in range(backend.classes)]
+    if len(labels) != backend.classes:
+        raise GhostEdgeError(
+            f"{path} has {backend.classes} classes and {where} names {len(labels)} labels: "
+            "put the right labels.txt beside the model."
+        )
+    return labels
+
+
+def _is_image(sides: Sequence[Any], channels: Sequence[Any]) -> bool:
+    square = len(sides) == 2 and sides[0] == sides[1]
+    return square and isinstance(sides[0], int) and sides[0] > 0 and list(channels) == [3]
+
+
+def _no_classifier(path: Path, ends: list[list[tuple[str, Any]]], image: str) -> GhostEdgeError:
+    given, gives = (" and ".join(f"{kind} {shape}" for kind, shape in end) for end in ends)
+    return GhostEdgeError(
+        f"{path} maps {given} to {gives} and is no classifier of square RGB images, which maps one "
+        f"{image} to one [batch, classes]: name another model."
+    )
+
+
+def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return GhostEdgeError(
+        f"{runtime} cannot load {path} ({reason}): it is damaged or no {path.suffix} model; "
+        "export or copy it again."
+    )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Close the process's stderr: LiteRT announces its delegate there, and has no switch for it."""
+    if sys.stderr is None:
+        yield
+        return
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

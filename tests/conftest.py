@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ghostedge.data.drawn import drawn_source
+
+
+@pytest.fixture(scope="session")
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of four drawn classes: 24 PNGs a class in train/, 12 in test/, 32 pixels."""
+    root = tmp_path_factory.mktemp("drawn")
+    for seed, (part, per_class) in enumerate({"train": 24, "test": 12}.items()):
+        source = drawn_source(4, per_class, seed)
+        for name, pixels in zip(source.names, source.read(32).pixels, strict=True):
+            file = root / part / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    return root

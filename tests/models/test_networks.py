@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ghostedge.errors import GhostEdgeError
+from ghostedge.models import ARCHITECTURES, create, parse_name, profile
+from ghostedge.models.ghostnetv3 import channels
+
+# Threads that wait for each other on busy cores take eight times as long.
+torch.set_num_threads(1)
+
+PUBLISHED = [
+    # name, width, parameters in training form, deployed, MMACs at 32x32
+    ("ghostnetv3-small", 0.5, 195_038, 160_850, 2.8),
+    ("ghostnetv3-small", 1.0, 483_554, 374_174, 9.0),
+    ("ghostnetv3-small", 1.3, 712_198, 536_712, 14.3),
+    ("ghostnetv3-small", 1.6, 973_606, 719_316, 20.8),
+    ("ghostnetv3-small", 1.9, 1_277_070, 927_000, 29.0),
+    ("ghostnetv3-small", 2.2, 1_617_674, 1_159_656, 38.0),
+    ("ghostnetv3-small", 2.8, 2_426_850, 1_701_424, 59.5),
+    ("ghostnetv3-small", 3.4, 3_380_066, 2_331_712, 86.6),
+    ("ghostnetv3", 1.0, 6_860_838, 4_857_526, 16.2),
+]
+
+
+@pytest.mark.parametrize(("name", "width", "training", "deployed", "mmacs"), PUBLISHED)
+def test_counts_are_the_published_ones(
+    name: str, width: float, training: int, deployed: int, mmacs: float
+) -> None:
+    counted = profile(create(name, num_classes=10, width=width), 32)
+    assert counted.training_parameters == training
+    assert counted.deployed_parameters == deployed
+    assert round(counted.macs / 1e6, 1) == mmacs
+
+
+@pytest.mark.parametrize(("size", "mmacs"), [(96, 79), (224, 427)])
+def test_macs_grow_with_the_image(size: int, mmacs: int) -> None:
+    assert round(profile(create("ghostnetv3-small"), size).macs / 1e6) == mmacs
+
+
+def test_single_branch_form_deploys_to_the_same_size() -> None:
+    counted = profile(create("ghostnetv3-small", branches=1), 32)
+    assert counted.deployed_parameters == 374_174
+    assert counted.training_parameters < 483_554
+
+
+def test_imagenet_form_differs_from_the_small_image_form_in_its_stem_only() -> None:
+    small = create("ghostnetv3", num_classes=1000)
+    imagenet = create("ghostnetv3-imagenet", num_classes=1000)
+    imagenet.load_state_dict(small.state_dict())
+    assert profile(small, 224).macs > 3.5 * profile(imagenet, 224).macs
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("size", "classes"), [(24, 1), (25, 2), (47, 10), (255, 3), (256, 1000)])
+def test_any_image_size_and_number_of_classes(architecture: str, size: int, classes: int) -> None:
+    net = create(architecture, num_classes=classes, width=0.5).eval()
+    with torch.inference_mode():
+        assert net(torch.randn(1, 3, size, size)).shape == (1, classes)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_image_scores_the_same_alone_and_in_a_batch(architecture: str) -> None:
+    net = create(architecture, width=0.5).double().eval()
+    images = torch.randn(3, 3, 33, 29, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(images[:1]), net(images)[:1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_of_one_trains() -> None:
+    net = create("ghostnetv3-small", num_classes=4, width=0.5)
+    logits = net(torch.randn(1, 3, 24, 24))
+    assert logits.shape == (1, 4)
+    logits.logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("value", [0.1, 1, 5.9, 6, 8 * 1.3, 54.2, 112 * 0.35, 959.9])
+def test_channels_are_a_multiple_of_four_and_never_below_ninety_percent(value: float) -> None:
+    assert channels(value) % 4 == 0
+    assert 0.9 * value <= channels(value) <= max(4, 1.1 * value + 4)
+
+
+def test_names() -> None:
+    assert parse_name("ghostnetv3-small-1.0x") == ("ghostnetv3-small", 1.0)
+    assert parse_name("ghostnetv3-imagenet-0.5x") == ("ghostnetv3-imagenet", 0.5)
+    assert parse_name("ghostnetv3") == ("ghostnetv3", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "suggestion"),
+    [
+        ("ghostnetv3-smal", "ghostnetv3-small"),
+        ("ghostnet-v3-small-1.0x", "ghostnetv3-small-1.0x"),
+        ("GhostNetV3", "ghostnetv3"),
+        ("", "ghostedge list"),
+    ],
+)
+def test_a_wrong_name_suggests_the_near_ones(wrong: str, suggestion: str) -> None:
+    for look_up in (parse_name, create):
+        with pytest.raises(GhostEdgeError, match=suggestion):
+            look_up(wrong)
+
+
+@pytest.mark.parametrize("width", [0, 0.05, 9, float("nan")])
+def test_a_width_out_of_range_is_refused(width: float) -> None:
+    with pytest.raises(GhostEdgeError, match=r"outside 0\.1 to 8"):
+        create("ghostnetv3-small", width=width)
+
+
+def test_an_unknown_argument_is_refused() -> None:
+    with pytest.raises(GhostEdgeError, match="depth"):
+        create("ghostnetv3-small", depth=3)
