@@ -6,7 +6,7 @@
 demo: .venv/demo
 	.venv/bin/ghostedge export ghostnetv3-small-1.0x --int8 -o demo
 	.venv/bin/ghostedge predict demo/model_int8.tflite ghostedge/photos/*.jpg
-	.venv/bin/ghostedge bench demo/model_int8.tflite demo/model_fp32.tflite demo/model_int8.onnx
+	.venv/bin/ghostedge bench demo
 
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
 test: .venv/test .venv-other/demo

@@ -91,7 +91,9 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get("ghostedge")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Only what ghostedge wrote: numpy cannot hold every type of a foreign tensor.
+            names = [] if header is None else file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise GhostEdgeError(
             f"{path} is not a readable .safetensors file ({error}). A foreign checkpoint (.pth) "
@@ -105,12 +107,12 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
     try:
         stored = json.loads(header)
         version = stored.pop("format")
+        if version != 1:
+            raise GhostEdgeError(f"{path} has checkpoint format {version}; this ghostedge reads 1.")
         stored["pixels"] = PixelContract.from_json(stored["pixels"])
         checkpoint = Checkpoint(**stored)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GhostEdgeError(f"The header of {path} is damaged ({error!r}).") from error
-    if version != 1:
-        raise GhostEdgeError(f"{path} has checkpoint format {version}; this ghostedge reads 1.")
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise GhostEdgeError(

@@ -34,10 +34,19 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 def main() -> None:
     """Run the command line. Bad input ends in one sentence and exit code 2, a failed check in 1."""
     try:
-        app()
+        sys.exit(app(prog_name="ghostedge", standalone_mode=False))
     except GhostEdgeError as error:
-        print(f"ghostedge: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        message, code = str(error), error.exit_code
+    except Exception as error:
+        # A wrong flag: the class of the error is Click's, which newer versions of Typer hide.
+        if not hasattr(error, "format_message"):
+            raise
+        message, code = error.format_message(), 2
+        if not message:  # the help was shown instead
+            sys.exit(code)
+        message += f"{'' if message.endswith(('.', '?')) else '.'} Add --help to see what fits."
+    print(f"ghostedge: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 @app.command()
@@ -80,7 +89,7 @@ def export(
         "half": half,
         "data": data,
         "output": output,
-        "format": None if format is None else [f.strip() for f in format.split(",")],
+        "format": format,
         "io": io,
         "imgsz": imgsz,
         "batch": batch,
@@ -221,7 +230,7 @@ def train(
     ),
     width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     branches: Annotated[
-        int, typer.Option(help="Parallel branches while training: 1, or the papers' 3.")
+        int, typer.Option(min=1, help="Parallel branches while training: 1, or the papers' 3.")
     ] = 1,
     imgsz: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
     epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
@@ -261,7 +270,10 @@ def train(
             licence=licence,
         )
     except KeyboardInterrupt:
-        print(f"\nStopped. The same command with --resume continues {output}.", file=sys.stderr)
+        hint = "Stopped before the end of the first epoch."
+        if (output / "state.pt").exists():
+            hint = f"Stopped. The same command with --resume continues {output}."
+        print(f"\n{hint}", file=sys.stderr)
         sys.exit(130)
     print(f"Wrote {output / 'best.safetensors'}")
 

@@ -26,9 +26,17 @@ def examine() -> tuple[list[str], list[list[str]], list[str]]:
         ["shipped weights", str(len(shipped())), "", ", ".join(shipped())],
     ]
     advice = []
+    try:
+        requirements = importlib.metadata.requires("ghostedge") or []
+    except importlib.metadata.PackageNotFoundError:
+        requirements = []
+        advice.append(
+            "ghostedge is not installed but run from its source, so what it needs is not known "
+            "here: install it with pip install -e ."
+        )
     for extra, purpose in NEEDED_FOR.items():
         missing = []
-        for package in _packages(extra):
+        for package in _packages(requirements, extra):
             try:
                 version = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
@@ -49,15 +57,11 @@ def examine() -> tuple[list[str], list[list[str]], list[str]]:
     return ["what", "version", "extra", "for"], rows, advice or ["Nothing is missing."]
 
 
-def _packages(extra: str) -> list[str]:
-    """Return the names of the packages that an extra asks for on this Python, from our metadata."""
-    try:
-        requirements = importlib.metadata.requires("ghostedge") or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
-    names = []
+def _packages(requirements: list[str], extra: str) -> list[str]:
+    """Return the names of the packages that an extra asks for, from our own metadata."""
+    names = set()
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
         if f"extra == '{extra}'" in marker.replace('"', "'"):
-            names.append(re.split(r"[\s\[<>=!~(]", name.strip(), maxsplit=1)[0])
-    return sorted(set(names) - {"ghostedge"})
+            names.add(re.split(r"[\s\[<>=!~(]", name.strip(), maxsplit=1)[0])
+    return sorted(names - {"ghostedge"})

@@ -14,7 +14,8 @@ from ghostedge.errors import GhostEdgeError
 
 
 @contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into a sentence that names `path`."""
     try:
         yield
     except OSError as error:
@@ -25,13 +26,30 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make the folders above `path`; those that were not there go again on a failure."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it replaces `path` in one step.
 
-    Raises GhostEdgeError when the folder cannot be written or the disk is full.
+    A link is followed. Raises GhostEdgeError when the folder cannot be written, the disk is full,
+    or `path` is a folder or a device.
     """
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))
+    with reported(path), _parents(path):
+        if path.exists() and not path.is_file():
+            raise GhostEdgeError(f"{path} is a folder or a device: name a file to write to.")
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -50,18 +68,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`.
 
-    A process killed at any moment leaves the old folder or none at `path`. A non-empty folder
-    that `replaceable` does not recognise is somebody's own and raises GhostEdgeError.
+    A process killed at any moment leaves the old folder or none at `path`. A link is followed. A
+    non-empty folder that `replaceable` does not recognise is somebody's own and raises
+    GhostEdgeError.
     """
-    path = Path(os.path.abspath(path))
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
-        raise GhostEdgeError(
-            f"{path} exists and was not made by this command: it would be lost. "
-            "Name another folder with --output."
-        )
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(os.path.realpath(path))
+    with reported(path), _parents(path):
+        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
+            raise GhostEdgeError(
+                f"{path} exists and was not made by this command: it would be lost. "
+                "Name another folder with --output."
+            )
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        retired = temporary.with_name(f"{temporary.name}.old")
         try:
             yield temporary
             temporary.chmod(0o755)
@@ -69,14 +88,13 @@ def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterato
                 if file.is_file():
                     _flush(file)
             if path.exists():
-                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
                 path.replace(retired)
-                temporary.replace(path)
-                shutil.rmtree(retired, ignore_errors=True)
-            else:
-                temporary.replace(path)
+            temporary.replace(path)
         finally:
+            if retired.exists() and not path.exists():
+                retired.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 def _flush(file: Path) -> None:

@@ -3,9 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ghostedge.data.drawn import drawn_source
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Threads that wait for each other on a busy machine take ten times as long."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

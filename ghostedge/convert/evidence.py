@@ -16,9 +16,6 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.models.synthetic import synthesize
 from ghostedge.pixels import PixelContract
 
-GOLDEN_PIXELS = 64 * 32 * 32
-"""Golden images together hold at most so many pixels, so that a bundle of large images stays small."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
@@ -36,12 +33,6 @@ class Evidence:
     calibration_card: dict[str, Any]
     sets: dict[str, ImageSet]
     skipped: int = 0
-
-    @property
-    def golden(self) -> np.ndarray:
-        """The synthetic images that travel in the bundle."""
-        images = self.sets["synthetic"].pixels
-        return images[: max(4, GOLDEN_PIXELS // images[0, :, :, 0].size)]
 
 
 def gather(

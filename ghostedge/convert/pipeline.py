@@ -244,7 +244,9 @@ class _Export:
         onnx.save(model, self.model)
         if "onnx" in self.plan.format:
             shutil.copy(self.model, self.folder)
-        onnx.save(to_onnx.simplified(core, self.plan.batch), self.scratch / "core.onnx")
+        if "tflite" in self.plan.format:
+            core = to_onnx.core(self.folded, self.pixels, to_onnx.TFLITE_OPSET)
+            onnx.save(to_onnx.simplified(core, self.plan.batch), self.scratch / "core.onnx")
 
     def to_tflite(self) -> None:
         from ghostedge.convert import to_tflite
@@ -315,7 +317,7 @@ class _Export:
         """Return the golden images with every artefact's outputs, and how exact each is expected."""
         from ghostedge.runtime import Classifier
 
-        arrays = {"images": self.evidence.golden}
+        arrays = {"images": self.evidence.sets["synthetic"].pixels}
         expected = []
         for name in self.plan.artefacts:
             for kernels in ("default", "reference") if name.endswith(".tflite") else ("default",):

@@ -32,6 +32,11 @@ class Limits:
     max_kilobytes: float | None = None
     """Size of the largest quantized model, or of the largest model where none is quantized."""
 
+    def __post_init__(self) -> None:
+        _within("max_drop", self.max_drop, -100, 100)
+        _within("min_agreement", self.min_agreement, 0, 1)
+        _within("max_kilobytes", self.max_kilobytes or 0, 0, 1e9)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -50,7 +55,7 @@ class Plan:
     calib_samples: int = 500
     check_samples: int = 1000
     seed: int = 0
-    limits: Limits = Limits()
+    limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         for value in self.format:
@@ -59,10 +64,12 @@ class Plan:
             raise GhostEdgeError(f"--format is empty: give one or both of {', '.join(FORMATS)}.")
         _one_of("--io", self.io, IO)
         _within("--opset", self.opset, *OPSETS)
-        _within("--imgsz", self.imgsz or 32, 24, 256)
+        if self.imgsz is not None:
+            _within("--imgsz", self.imgsz, 24, 256)
         _within("--batch", self.batch, 1, 1024)
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)
+        _within("--seed", self.seed, 0, 2**32 - 1)
         if self.half and "tflite" not in self.format:
             raise GhostEdgeError("--half makes a TFLite model: add tflite to --format.")
 
@@ -103,13 +110,25 @@ class Plan:
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise GhostEdgeError(
-            f"{flag} {value!r} is unknown: choose from {', '.join(known)}.{nearest(value, known)}"
+            f"{flag} {value!r} is unknown: choose from {', '.join(known)}."
+            f"{nearest(str(value), known)}"
         )
 
 
-def _within(flag: str, value: int, low: int, high: int) -> None:
+def _within(flag: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise GhostEdgeError(f"{flag} {value} is outside {low} to {high}.")
+
+
+_TOML = {
+    "Path": ("text", (str,)),
+    "str": ("text", (str,)),
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "tuple[str, ...]": ("a list", (list,)),
+}
+"""For each type of an option: what a recipe calls its values, and as what they are read."""
 
 
 def recipes() -> dict[str, Path]:
@@ -122,7 +141,8 @@ def recipes() -> dict[str, Path]:
 def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> Plan:
     """Return the plan of an export: the recipe's options, overruled by those `given`.
 
-    `given` holds only what the caller set. Raises GhostEdgeError for an unknown recipe, key or value.
+    `given` holds only what the caller set; its format may be text, "onnx,tflite". Raises
+    GhostEdgeError for an unknown recipe, key or value.
     """
     options: dict[str, Any] = {}
     if recipe is not None:
@@ -131,8 +151,12 @@ def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> 
     limit_names = {field.name for field in dataclasses.fields(Limits)}
     limits = {key: options.pop(key) for key in list(options) if key in limit_names}
     if "format" in options:
-        options["format"] = tuple(options["format"])
-    options.setdefault("output", Path(f"{Path(checkpoint).stem}-export"))
+        formats = options["format"]
+        if isinstance(formats, str):
+            formats = [name.strip() for name in formats.split(",")]
+        options["format"] = tuple(formats)
+    # Not the stem, which would cut ghostnetv3-small-1.0x.
+    options.setdefault("output", f"{Path(checkpoint).name.removesuffix('.safetensors')}-export")
     options["output"] = Path(options["output"])
     return Plan(checkpoint, limits=Limits(**limits), **options)
 
@@ -146,30 +170,31 @@ def _read_recipe(name: str) -> dict[str, Any]:
             f"{nearest(name, known)}"
         )
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:
         raise GhostEdgeError(f"The recipe {path} cannot be read: {error}.") from error
     types = {
-        "export": {f.name: f for f in dataclasses.fields(Plan)},
-        "limits": {f.name: f for f in dataclasses.fields(Limits)},
+        section: {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(options)}
+        for section, options in (("export", Plan), ("limits", Limits))
     }
-    options: dict[str, Any] = {}
+    del types["export"]["checkpoint"], types["export"]["limits"]
+    found: dict[str, Any] = {}
     for section, keys in types.items():
-        for key, value in content.pop(section, {}).items():
-            if key not in keys or key in ("checkpoint", "limits"):
+        table = content.pop(section, {})
+        if not isinstance(table, dict):
+            raise GhostEdgeError(f"The recipe {path} gives {section} a value: write [{section}].")
+        for key, value in table.items():
+            if key not in keys:
                 raise GhostEdgeError(
                     f"The recipe {path} has an unknown key {key!r} in [{section}].{nearest(key, keys)}"
                 )
-            default = keys[key].default
-            fits = isinstance(value, (list, tuple) if isinstance(default, tuple) else object)
-            if isinstance(default, (bool, int, str)) and type(value) is not type(default):
-                fits = False
-            if not fits:
+            needed, fitting = _TOML[keys[key]]
+            if type(value) not in fitting:
                 raise GhostEdgeError(
-                    f"The recipe {path} gives {key} = {value!r}, where {default!r} is the default."
+                    f"The recipe {path} gives {key} = {value!r}, where {needed} is needed."
                 )
-            options[key] = value
+            found[key] = value
     content.pop("summary", None)
     if content:
         raise GhostEdgeError(f"The recipe {path} has an unknown section or key {min(content)!r}.")
-    return options
+    return found

@@ -21,6 +21,9 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import MIDDLE, STEP, PixelContract
 
 IMAGE, PROBABILITIES = "image", "probabilities"
+TFLITE_OPSET = 17
+"""What TFLite is made from, whatever opset model.onnx has: from 18 on, onnx2tf 1.29 resizes odd maps
+wrongly."""
 
 
 def core(deployed: nn.Module, pixels: PixelContract, opset: int) -> onnx.ModelProto:

@@ -66,13 +66,15 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     The net maps normalised float32 images (batch, 3, height, width) to logits (batch, classes).
     Raises GhostEdgeError for an unknown name, a width outside 0.1 to 8 or unknown arguments.
     """
-    parse_name(architecture)
+    if architecture not in ARCHITECTURES:
+        name, width = parse_name(architecture)
+        raise GhostEdgeError(f"The width of {architecture} is an argument: {name}, width={width}.")
     width = arguments.get("width", 1.0)
     if not 0.1 <= width <= 8:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")
     try:
         return ARCHITECTURES[architecture].build(**arguments)
-    except (KeyError, TypeError) as error:
+    except TypeError as error:
         raise GhostEdgeError(
             f"The network {architecture} cannot be built with {arguments}: {error}."
         ) from error

@@ -7,6 +7,7 @@ BatchNorms, for each class in turn. No pixel of any data set is in them.
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -20,13 +21,15 @@ from ghostedge.pixels import PixelContract
 STEPS = 150
 
 
-def synthesize(
-    net: nn.Module, pixels: PixelContract, images: int = 64, seed: int = 0
-) -> np.ndarray:
+def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarray:
     """Return synthetic images, uint8 (images, size, size, 3), for a training-form network.
+
+    There are 64 of up to 32 pixels and fewer of larger ones, at least 8, as both their making and
+    their storage cost by the pixel.
 
     Raises GhostEdgeError for a network without BatchNorm.
     """
+    net = copy.deepcopy(net).eval().requires_grad_(False)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         raise GhostEdgeError(
@@ -43,6 +46,7 @@ def synthesize(
             + ((var + norm.eps).sqrt() / scale.sqrt() - 1).square().mean()
         )
 
+    images = min(64, max(8, 64 * 32**2 // pixels.size**2))
     generator = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
     low, high = (0 - mean) / std, (255 - mean) / std
@@ -53,12 +57,8 @@ def synthesize(
         start += 0.4 * F.interpolate(noise, (pixels.size, pixels.size), mode="bilinear")
     canvas = (start * (high - low) / 4 + (high + low) / 2).clamp(low, high).requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=0.1)
-    was_training = net.training
-    frozen = [p for p in net.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    hooks = [norm.register_forward_pre_hook(compare) for norm in norms]
-    net.eval()
+    for norm in norms:
+        norm.register_forward_pre_hook(compare)
     targets: Tensor | None = None
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -74,10 +74,5 @@ def synthesize(
         optimizer.step()
         with torch.no_grad():
             canvas.clamp_(low, high)
-    for hook in hooks:
-        hook.remove()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    net.train(was_training)
     raw = (canvas.detach() * std + mean).round().clamp(0, 255).to(torch.uint8)
     return raw.permute(0, 2, 3, 1).contiguous().numpy()

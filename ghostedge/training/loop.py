@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -24,7 +25,7 @@ import ghostedge
 from ghostedge import checkpoint
 from ghostedge.data.sources import Data, Images, match_classes, open_data, require_classes, split
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_file
+from ghostedge.files import atomic_file, reported
 from ghostedge.models import create, parse_name
 from ghostedge.models.synthetic import synthesize
 from ghostedge.pixels import PixelContract
@@ -50,10 +51,16 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 2 or not self.lr > 0 or not 0 < self.validation < 1:
+        if not (
+            self.epochs >= 1
+            and self.batch >= 2
+            and 0 < self.lr <= 1000
+            and 0 < self.validation < 1
+            and 0 <= self.seed < 2**32
+        ):
             raise GhostEdgeError(
-                "epochs must be at least 1, batch at least 2, lr above 0 and validation between 0 "
-                f"and 1: got {dataclasses.asdict(self)}."
+                "epochs must be at least 1, batch at least 2, lr above 0 and at most 1000, validation "
+                f"between 0 and 1, seed from 0 to 2^32 - 1: got {dataclasses.asdict(self)}."
             )
 
 
@@ -94,15 +101,19 @@ def train(
     if resume and not state_file.exists():
         raise GhostEdgeError(f"{output} holds no run to resume: {state_file} is missing.")
     place = _device(device)
+    arguments = {"num_classes": len(sets.classes), "width": width, "branches": branches}
+    torch.manual_seed(recipe.seed)
+    net = create(architecture, **arguments).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     console.print(f"Reading {sets.name}")
     train_images, val_images, data_card = _read(sets, imgsz, recipe)
     _report_skipped(train_images.skipped + val_images.skipped, console)
-    if len(train_images) < recipe.batch:
-        recipe = dataclasses.replace(recipe, batch=max(2, len(train_images)))
-    arguments = {"num_classes": len(sets.classes), "width": width, "branches": branches}
-    torch.manual_seed(recipe.seed)
-    net = create(architecture, **arguments).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if len(train_images) < 2 or not len(val_images):
+        raise GhostEdgeError(
+            f"{sets.name} has {len(train_images)} images to train on and {len(val_images)} to "
+            "validate on, which is too few: give every class at least two images."
+        )
+    recipe = dataclasses.replace(recipe, batch=min(recipe.batch, len(train_images)))
     card = checkpoint.Checkpoint(
         architecture,
         arguments,
@@ -122,7 +133,8 @@ def train(
     run = _Run(net, batches, val, recipe, card, output, console)
     if resume:
         run.restore(state_file)
-    run.to_the_end()
+    with reported(output):
+        run.to_the_end()
     return _finish(run, sets, console)
 
 
@@ -151,7 +163,7 @@ def _report_skipped(skipped: list[tuple[str, str]], console: Console) -> None:
 def _device(name: str) -> torch.device:
     try:
         place = torch.device(name)
-        torch.empty(1, device=place)
+        torch.zeros(1, device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise GhostEdgeError(
             f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
@@ -213,37 +225,48 @@ class _Run:
         rise = max(1.0, self.recipe.warmup * total)
         if step < rise:
             return self.recipe.lr * step / rise
-        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+        fall = max(1.0, total - rise)
+        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / fall))
 
     def to_the_end(self) -> None:
-        # TensorBoard imports TensorFlow where it finds it, unless this module exists.
-        sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
-        from torch.utils.tensorboard import SummaryWriter
-
         epochs, steps = self.recipe.epochs, self.batches.steps
         first = len(self.history)
-        writer = SummaryWriter(str(self.output / "tensorboard"), purge_step=first)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        ) as progress:
+        with (
+            self._tensorboard(first) as writer,
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+            ) as progress,
+        ):
             bar = progress.add_task("", total=epochs * steps, completed=first * steps)
             for epoch in range(first, epochs):
                 row = self.epoch(
                     epoch, lambda text: progress.update(bar, advance=1, description=text)
                 )
                 self.history.append(row)
-                for key, value in row.items():
-                    writer.add_scalar(key, value, epoch)
+                if writer is not None:
+                    for key, value in row.items():
+                        writer.add_scalar(key, value, epoch)
+                    writer.flush()
                 self.keep(row["validation"])
                 progress.console.print(
                     f"epoch {epoch + 1}/{epochs}  loss {row['loss']:.3f}  train {row['train']:.2f}%  "
                     f"validation {row['validation']:.2f}%  {row['seconds']:.0f} s"
                 )
-        writer.close()
+
+    def _tensorboard(self, first: int) -> contextlib.AbstractContextManager[Any]:
+        """Return a writer that drops what a killed run wrote of the epochs from `first` on."""
+        # TensorBoard imports TensorFlow where it finds it, unless this module exists.
+        sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.console.print("tensorboard is not installed: only log.csv is written")
+            return contextlib.nullcontext()
+        return SummaryWriter(str(self.output / "tensorboard"), purge_step=first)
 
     def epoch(self, epoch: int, show: Callable[[str], None]) -> dict[str, float]:
         started = time.monotonic()
@@ -257,10 +280,7 @@ class _Run:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
             value = loss.item()
             if not math.isfinite(value):
-                raise GhostEdgeError(
-                    f"The loss became {value} in epoch {epoch + 1}. {self.output} keeps the state "
-                    "before it; start anew with a lower --lr."
-                )
+                raise self.diverged(epoch, f"the loss became {value}")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -268,6 +288,8 @@ class _Run:
             right += int((logits.argmax(1) == labels).sum())
             seen += len(labels)
             show(f"epoch {epoch + 1} loss {total_loss / seen:.3f} top-1 {100 * right / seen:.1f}%")
+        if not all(bool(t.isfinite().all()) for t in self.net.state_dict().values()):
+            raise self.diverged(epoch, "weights are no longer finite")
         return {
             "loss": total_loss / seen,
             "train": 100 * right / seen,
@@ -275,6 +297,12 @@ class _Run:
             "lr": rate,
             "seconds": time.monotonic() - started,
         }
+
+    def diverged(self, epoch: int, how: str) -> GhostEdgeError:
+        kept = f"{self.output} keeps the epochs before it; start" if epoch else "Start"
+        return GhostEdgeError(
+            f"The training diverged in epoch {epoch + 1}: {how}. {kept} anew with a lower --lr."
+        )
 
     def keep(self, validation: float) -> None:
         """Write what a killed run continues from, last of all the state that counts the epoch."""
@@ -295,40 +323,50 @@ class _Run:
         writer.writerows(rows)
         with atomic_file(self.output / "log.csv") as temporary:
             temporary.write_text(table.getvalue())
+        state = io.BytesIO()  # as torch's own errors of a full disk are no OSError
+        torch.save(
+            {
+                "net": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history,
+                "best": self.best,
+            },
+            state,
+        )
         with atomic_file(self.output / "state.pt") as temporary:
-            torch.save(
-                {
-                    "recipe": dataclasses.asdict(self.recipe),
-                    "data": self.card.data,
-                    "arguments": self.card.arguments,
-                    "net": self.net.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "history": self.history,
-                    "best": self.best,
-                },
-                temporary,
-            )
+            temporary.write_bytes(state.getbuffer())
 
     def restore(self, file: Path) -> None:
+        mine = _identity(self.card)
+        theirs = _identity(checkpoint.read(self.output / "last.safetensors")[0])
+        for key in mine:
+            if mine[key] != theirs.get(key):
+                raise GhostEdgeError(
+                    f"{self.output} was started with another {key}: {theirs.get(key)}, not "
+                    f"{mine[key]}. Resume with the same flags and data, or name another --output."
+                )
         try:
             state = torch.load(file, weights_only=True, map_location="cpu")
-            mine = {
-                "recipe": dataclasses.asdict(self.recipe),
-                "data": self.card.data,
-                "arguments": self.card.arguments,
-            }
-            theirs = {key: state[key] for key in mine}
+            self.net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history, self.best = state["history"], state["best"]
         except Exception as error:  # a damaged zip or pickle raises what it likes
-            raise GhostEdgeError(f"{file} cannot be resumed from ({error}).") from error
-        for key in mine:
-            if mine[key] != theirs[key]:
-                raise GhostEdgeError(
-                    f"{file.parent} was started with another {key}: {theirs[key]}, not {mine[key]}. "
-                    "Resume with the same flags and data, or name another --output."
-                )
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.best = state["history"], state["best"]
+            reason = str(error).partition("\n")[0]
+            raise GhostEdgeError(
+                f"{file} cannot be resumed from ({reason}). Start anew with another --output."
+            ) from error
+
+
+def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the interrupted one."""
+    return {
+        "model": card.architecture,
+        **card.arguments,
+        "imgsz": card.pixels.size,
+        "data": card.data,
+        "labels": card.labels,
+        **card.training.get("recipe", {}),
+    }
 
 
 def _finish(run: _Run, sets: Data, console: Console) -> Path:

@@ -162,8 +162,8 @@ def test_fold_of_the_shipped_weights_in_single_precision() -> None:
     for name in shipped:
         card, tensors = checkpoint.read(name)
         net = checkpoint.network(card, tensors, name)
-        pixels = np.random.default_rng(0).integers(0, 256, (64, card.pixels.size, 8, 3), np.uint8)
-        pixels = pixels.repeat(-(-card.pixels.size // 8), 2)[:, :, : card.pixels.size]
-        pixels = tensors.get(checkpoint.CALIBRATION, pixels)
+        size = card.pixels.size
+        noise = np.random.default_rng(0).integers(0, 256, (64, size, size, 3), np.uint8)
+        pixels = tensors.get(checkpoint.CALIBRATION, noise)
         images = torch.from_numpy(card.pixels.normalize(pixels).transpose(0, 3, 1, 2).copy())
         assert error(net, fold(net), images) <= 1e-5

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import ghostedge
+from ghostedge import checkpoint
+from ghostedge.bundle import verify
+from ghostedge.convert import Bundle, export
+from ghostedge.convert.plan import recipes
+from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.models import create
+from ghostedge.pixels import PixelContract
+from ghostedge.runtime import Classifier
+from tests.export_fixtures import WIDTH, bundle, trained
+
+__all__ = ["bundle", "trained"]
+
+MODELS = {
+    "model.onnx",
+    "model_int8.onnx",
+    "model_fp32.tflite",
+    "model_fp16.tflite",
+    "model_int8.tflite",
+}
+REST = {"labels.txt", "golden.npz", "manifest.json", "timings.json", "report.md", "report.html"}
+
+
+def hashes(bundle: Bundle) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in bundle.manifest["artefacts"].items()}
+
+
+def test_bundle_holds_everything_and_verifies(bundle: Bundle) -> None:
+    assert {file.name for file in bundle.path.iterdir()} == MODELS | REST
+    assert verify(bundle).ok
+    assert Path(os.fspath(bundle)) == bundle.path
+
+
+def test_every_stage_is_compared_on_every_set(bundle: Bundle) -> None:
+    stages = list(bundle.parity)
+    assert stages[:4] == ["unfolded", "folded", "exported ONNX", "model.onnx"]
+    assert set(stages[3:]) == MODELS
+    for stage in stages:
+        assert set(bundle.parity[stage]) == {"synthetic", "validation", "test"}
+    for stage in ("folded", "exported ONNX", "model.onnx", "model_fp32.tflite"):
+        for parity in bundle.parity[stage].values():
+            assert parity["agreement"] == 1
+            assert parity["log_difference"] < 1e-4
+    for stage in ("model_int8.tflite", "model_int8.onnx"):
+        assert bundle.parity[stage]["test"]["agreement"] > 0.9
+        assert bundle.parity[stage]["test"]["difference"] > 0
+    assert bundle.accuracy["unfolded"]["test"] > 50, (
+        "the fixture's net learned too little to test with"
+    )
+
+
+def test_figures_are_what_the_models_do(bundle: Bundle) -> None:
+    from ghostedge.data.sources import open_data
+
+    source = open_data("drawn").test
+    assert source is not None
+    images = source.read(32)
+    for name in MODELS:
+        found = Classifier(bundle.path / name)(images.pixels).argmax(1)
+        assert 100 * (found == images.labels).mean() == pytest.approx(bundle.accuracy[name]["test"])
+
+
+def test_validation_is_the_split_that_the_checkpoint_records(bundle: Bundle, trained: Path) -> None:
+    card, _ = checkpoint.read(trained)
+    assert "the split the checkpoint was chosen on" in bundle.manifest["calibration"]["validation"]
+    assert bundle.accuracy["unfolded"]["validation"] == pytest.approx(
+        card.accuracy["validation"]["top1"]
+    )
+
+
+def test_uint8_input_is_the_raw_pixel_with_a_fixed_scale(bundle: Bundle) -> None:
+    model = Classifier(bundle.path / "model_int8.tflite").backend
+    details = model.net.get_input_details()[0]  # type: ignore[attr-defined]
+    assert details["dtype"] == np.uint8
+    assert details["quantization"] == (1 / 64, 128)
+    assert (model.dtype, model.step, model.zero_point) == (np.uint8, 1 / 256, 0)
+
+
+def test_model_onnx_is_portable(bundle: Bundle) -> None:
+    model = onnx.load(bundle.path / "model.onnx")
+    assert [o.version for o in model.opset_import if not o.domain] == [17]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    kinds = {node.op_type for node in model.graph.node}
+    assert not {"BatchNormalization", "Shape", "Identity"} & kinds
+    assert Classifier(bundle.path / "model.onnx").labels == bundle.manifest["labels"]
+
+
+def test_int8_onnx_is_per_channel(bundle: Bundle) -> None:
+    graph = onnx.load(bundle.path / "model_int8.onnx").graph
+    scales = {i.name: i.dims for i in graph.initializer if i.name.endswith("weight_scale")}
+    assert len(scales) > 50
+    assert all(len(dims) == 1 for dims in scales.values())
+
+
+def test_golden_images_come_from_no_data_set(bundle: Bundle, trained: Path) -> None:
+    golden = np.load(bundle.path / "golden.npz")["images"]
+    np.testing.assert_array_equal(golden, checkpoint.read(trained)[1][checkpoint.CALIBRATION])
+
+
+def test_same_input_gives_the_same_bytes(bundle: Bundle, trained: Path, tmp_path: Path) -> None:
+    again = export(trained, tmp_path / "b", int8=True, half=True, data="drawn", max_drop=5.0)
+    assert hashes(again) == hashes(bundle)
+    for name in ("labels.txt", "golden.npz", "manifest.json", "report.md", "report.html"):
+        assert (again.path / name).read_bytes() == (bundle.path / name).read_bytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", ["int8", "float32"])
+def test_io_types_name_the_same_class(
+    bundle: Bundle, trained: Path, tmp_path: Path, io: str
+) -> None:
+    from ghostedge.data.sources import open_data
+
+    other = export(
+        trained, tmp_path / io, int8=True, format=["tflite"], io=io, data="drawn", max_drop=5.0
+    )
+    source = open_data("drawn").test
+    assert source is not None
+    images = source.read(32).pixels
+    uint8, found = (Classifier(b.path / "model_int8.tflite") for b in (bundle, other))
+    assert other.manifest["artefacts"]["model_int8.tflite"]["input"]["dtype"] == io
+    assert (uint8(images).argmax(1) == found(images).argmax(1)).all()
+    if io == "int8":
+        assert (uint8.raw(images) == found.raw(images).astype(int) + 128).all()
+    else:
+        np.testing.assert_allclose(found(images), uint8(images), atol=1 / 256 + 1e-6)
+
+
+@pytest.mark.slow
+def test_foreign_pixel_contract_odd_size_and_batch(trained: Path, tmp_path: Path) -> None:
+    card, tensors = checkpoint.read(trained)
+    card.pixels = PixelContract(33, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+    file = tmp_path / "foreign.safetensors"
+    checkpoint.save(file, card, tensors)
+    made = export(file, tmp_path / "out", int8=True, batch=2, opset=18)
+    assert made.manifest["pixels"]["size"] == 33
+    assert made.manifest["artefacts"]["model_fp32.tflite"]["input"]["shape"] == [2, 33, 33, 3]
+    assert made.parity["model_fp32.tflite"]["synthetic"]["agreement"] == 1
+    assert verify(made).ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(recipes()))
+def test_every_recipe_runs(trained: Path, tmp_path: Path, recipe: str) -> None:
+    made = export(trained, tmp_path / "out", recipe=recipe)
+    assert "model_int8" in " ".join(made.manifest["artefacts"])
+    assert made.manifest["calibration"]["kind"] == "synthetic"
+    assert verify(made).ok
+
+
+def test_a_stage_outside_its_limit_publishes_nothing(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"The stage model_int8\.onnx fails") as failure:
+        export(trained, tmp_path / "out", int8=True, format=["onnx"], data="drawn", max_drop=-100.0)
+    assert failure.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_limit_is_held(trained: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text("[export]\nformat = ['onnx']\n[limits]\nmax_kilobytes = 1.5\n")
+    with pytest.raises(CheckFailed, match=r"model\.onnx has .* kB"):
+        export(trained, tmp_path / "out", recipe=str(recipe))
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+def test_no_network_is_used(trained: Path, tmp_path: Path) -> None:
+    """Every connection attempt of the export and of its subprocess is refused and noted."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket, pathlib\n"
+        "def refused(self, address):\n"
+        f"    pathlib.Path({str(tmp_path / 'attempts')!r}).open('a').write(f'{{address}}\\n')\n"
+        "    raise OSError('no network in this test')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refused\n"
+    )
+    command = [sys.executable, "-c", PROBE, str(trained), str(tmp_path / "out")]
+    root = Path(ghostedge.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path)
+    assert not (tmp_path / "attempts").exists()
+    assert (tmp_path / "out" / "model_fp32.tflite").exists()
+
+
+PROBE = """
+import socket, sys
+assert socket.socket.connect.__name__ == "refused"
+import ghostedge
+ghostedge.export(sys.argv[1], sys.argv[2], format=["tflite"])
+"""
+
+
+def test_killed_export_leaves_the_old_bundle(trained: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    before = hashes(export(trained, output, format=["onnx"]))
+    code = f"import ghostedge; ghostedge.export({str(trained)!r}, {str(output)!r}, int8=True, say=print)"
+    root = str(Path(ghostedge.__file__).parents[1])
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("convert to TFLite"):
+            time.sleep(0.5)
+            os.killpg(child.pid, signal.SIGKILL)
+    child.stdout.close()
+    child.wait()
+    assert hashes(Bundle(output)) == before
+    assert verify(output).ok
+
+
+def test_data_of_other_classes_is_refused(
+    trained: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "unheard of").mkdir(parents=True)
+    source = next((drawn_folder / "train").rglob("*.png"))
+    for folder in ("unheard of", source.parent.name):
+        target = tmp_path / "data" / folder / "a.png"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    with pytest.raises(GhostEdgeError, match="unheard of"):
+        export(trained, tmp_path / "out", int8=True, data=str(tmp_path / "data"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_than_the_checkpoint_records_is_said(
+    trained: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    made = export(
+        trained,
+        tmp_path / "out",
+        int8=True,
+        format=["onnx"],
+        data=str(drawn_folder),
+        max_drop=50.0,
+        calib_samples=20,
+        check_samples=8,
+    )
+    card = made.manifest["calibration"]
+    assert (card["images"], card["kind"]) == (20, "real")
+    assert "not the data that the checkpoint records" in card["validation"]
+    assert made.parity["unfolded"]["validation"]["images"] == 8
+    assert made.parity["unfolded"]["test"]["images"] == 8
+
+
+def test_report_stands_alone_and_says_what_it_was_calibrated_on(bundle: Bundle) -> None:
+    page = (bundle.path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert 'src="http' not in page and "<script" not in page
+    for text in (page, (bundle.path / "report.md").read_text()):
+        assert "images of the training part of drawn" in text
+        assert all(name in text for name in MODELS)
+    assert (
+        json.loads((bundle.path / "timings.json").read_text())["seconds"]["convert to TFLite"] > 0
+    )
+
+
+def test_wrong_stage_is_caught(trained: Path, tmp_path: Path) -> None:
+    """A net whose export differs from its PyTorch form fails at the stage where it does."""
+    from ghostedge.convert.check import Stage, compare, judge
+    from ghostedge.convert.evidence import ImageSet
+    from ghostedge.convert.plan import Limits
+
+    images = ImageSet(np.zeros((8, 32, 32, 3), np.uint8))
+    generator = np.random.default_rng(0)
+    reference = generator.dirichlet(np.ones(4), 8).astype(np.float32)
+    off = 1.01 * reference
+    for precision, fails in (("fp32", True), ("fp16", False)):
+        stage = Stage("model_x", precision, {"synthetic": compare(reference, off, images)})
+        if fails:
+            with pytest.raises(
+                CheckFailed, match="The stage model_x fails its check on 8 synthetic"
+            ):
+                judge(stage, Limits())
+        else:
+            judge(stage, Limits())
+
+
+def test_net_of_many_classes_and_width_is_exported(tmp_path: Path) -> None:
+    """An untrained three-branch net of 100 classes passes all float stages."""
+    arguments = {"num_classes": 100, "width": WIDTH, "branches": 3}
+    net = create("ghostnetv3-small", **arguments)
+    labels = [f"thing {i}" for i in range(100)]
+    card = checkpoint.Checkpoint("ghostnetv3-small", arguments, labels, PixelContract(24))
+    tensors = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+    checkpoint.save(tmp_path / "net.safetensors", card, tensors)
+    made = export(tmp_path / "net.safetensors", tmp_path / "out", format=["onnx"])
+    assert made.parity["model.onnx"]["synthetic"]["agreement"] == 1
+    assert made.manifest["calibration"] is None

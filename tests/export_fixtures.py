@@ -1,0 +1,27 @@
+"""A small network trained for seconds on drawn figures, and its exports, shared by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghostedge.convert import Bundle, export
+from ghostedge.training import Recipe, train
+
+WIDTH = 0.25
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for the four drawn figures, 32 pixels, with its synthetic images."""
+    output = tmp_path_factory.mktemp("run")
+    recipe = Recipe(epochs=8, batch=20, lr=0.05, validation=0.25)
+    return train("drawn", output, model=f"ghostnetv3-small-{WIDTH}x", recipe=recipe)
+
+
+@pytest.fixture(scope="session")
+def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Everything that an export can hold, calibrated and checked on the drawn set."""
+    output = tmp_path_factory.mktemp("export") / "bundle"
+    return export(trained, output, int8=True, half=True, data="drawn", max_drop=5.0)
