@@ -28,7 +28,9 @@ RESULT = Path(__file__).parent / "results" / "main_job.json"
 def measure(*arguments: str) -> dict[str, float]:
     """Run a ghostedge command; return seconds and the peak memory of it and all its children, GB."""
     started = time.monotonic()
-    child = psutil.Popen([sys.executable, "-m", "ghostedge.cli", *arguments], stdout=subprocess.DEVNULL)
+    child = psutil.Popen(
+        [sys.executable, "-m", "ghostedge.cli", *arguments], stdout=subprocess.DEVNULL
+    )
     peak = 0
     while child.poll() is None:
         total = 0
@@ -45,7 +47,9 @@ def measure(*arguments: str) -> dict[str, float]:
 
 
 def start(*arguments: str) -> dict[str, float]:
-    return {"seconds": round(statistics.median(measure(*arguments)["seconds"] for _ in range(7)), 3)}
+    return {
+        "seconds": round(statistics.median(measure(*arguments)["seconds"] for _ in range(7)), 3)
+    }
 
 
 def main(data: str) -> None:

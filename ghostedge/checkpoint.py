@@ -71,12 +71,13 @@ def find(path_or_name: str | Path) -> Path:
 
 def save(path: Path, checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
     """Write a checkpoint atomically: the same content gives the same bytes."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialized
 
     header = json.dumps({"format": 1, **checkpoint.to_json()}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    content = serialized(contiguous, metadata={"ghostedge": header})
     with atomic_file(path) as temporary:
-        save_file(contiguous, temporary, metadata={"ghostedge": header})
+        temporary.write_bytes(content)  # safetensors' own error of a full disk is no OSError
 
 
 def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:

@@ -400,7 +400,8 @@ def list_(
 
 
 def _accuracy_line(accuracy: dict[str, Any]) -> str:
-    return ", ".join(f"{part} {f['top1']:.2f}%" for part, f in accuracy.items()) or "yes"
+    parts = {part: figures["top1"] for part, figures in accuracy.items() if "top1" in figures}
+    return ", ".join(f"{part} {top1:.2f}%" for part, top1 in parts.items()) or "yes"
 
 
 @app.command()
