@@ -35,10 +35,11 @@ class _Reader(CalibrationDataReader):
 def quantize(model: Path, output: Path, images: np.ndarray) -> None:
     """Quantize model.onnx, calibrated by min-max on raw uint8 pixels (images, size, size, 3).
 
-    The normalised input is fixed to scale 1/64 and zero point 0, which is exact; the final softmax
-    stays in float.
+    The normalised input is fixed to scale 1/64 and zero point 128, which is exact; the final
+    softmax stays in float. Activations are uint8: with int8 ones the 1.0x net takes twice as long
+    on x86 with VNNI.
     """
-    exact = {"scale": np.array(1 / STEP, np.float32), "zero_point": np.array(0, np.int8)}
+    exact = {"scale": np.array(1 / STEP, np.float32), "zero_point": np.array(128, np.uint8)}
     nodes = onnx.load(model).graph.node
     in_float = [
         n.name for n in nodes if n.op_type == "Softmax" or n.name in ("centre", "normalize")
@@ -51,13 +52,13 @@ def quantize(model: Path, output: Path, images: np.ndarray) -> None:
             output,
             _Reader(images),
             quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=in_float,
             extra_options={
-                "TensorQuantOverrides": {"normalized": [{**exact, "quant_type": QuantType.QInt8}]}
+                "TensorQuantOverrides": {"normalized": [{**exact, "quant_type": QuantType.QUInt8}]}
             },
         )
     finally:

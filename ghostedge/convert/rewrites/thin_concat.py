@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -9,62 +9,126 @@ from onnx import helper
 from ghostedge.convert.rewrites.graph import Graph, attributes
 
 LANES = 16
-"""Channels that XNNPACK's convolutions compute at a time with AVX512; fewer cost as much."""
+"""Channels that XNNPACK's convolutions compute at once with AVX512: fewer cost as much as 16."""
 
 
-class Site(NamedTuple):
-    primary: onnx.NodeProto
-    cheap: onnx.NodeProto
-    act: bool
+class Module(NamedTuple):
+    """A ghost module's parts: conv (-> Relu) -> depthwise (-> Relu), and what the first reads."""
+
+    nodes: list[onnx.NodeProto]
+    source: str
+    relu: bool
+    primary: tuple[np.ndarray, np.ndarray]
+    cheap: tuple[np.ndarray, np.ndarray]
 
 
 def thin_concat(model: onnx.ModelProto) -> int:
-    """Turn a thin ghost module's concat into a depthwise convolution that passes its input on.
+    """Turn the concat of a thin ghost module into a depthwise convolution that passes its input on.
 
-    Matches Concat on the channels of p and c, where p = Conv(x), c = Conv(p) is depthwise with odd
-    kernel, stride 1 and padding that keeps the size, and either both go through Relu or neither:
-    x -> conv -> p -> depthwise -> c -> concat [p, c]. The result is a conv that makes [p, p] and one
-    depthwise convolution that makes [p, c] of it, its first half with a kernel that is one in the
-    middle and zero elsewhere.
+    Matches Concat [p, c] on the channels, where p = Conv(x) and c is a depthwise Conv of p, with Relu
+    behind both or behind neither. The result is a Conv that makes [p, p], and one depthwise Conv that
+    makes [p, c] of it: its first kernels are one in the middle and zero elsewhere.
 
-    Proves: constant weights and biases; nothing else reads p, c or what is between; 2 * channels
-    fit into 16 lanes. Above that the doubled arithmetic costs more than the copies of the concat.
+    Proves: constant weights and biases; the depthwise Conv has odd kernel sides, stride 1, no
+    dilation and padding that keeps the size; nothing else reads p, c or what is before their Relu;
+    2 * channels fit into 16 lanes, as above that the added arithmetic costs more than the copies.
 
-    Exact because times one, plus zeros, is the same value, and Relu of Relu is Relu.
+    Exact because a value times one, plus zeros, is that value, and Relu of Relu is Relu.
 
-    A concat of thin tensors copies 8 bytes at a time, 2.8 ns each; the lanes were computed anyway.
+    A concat of thin tensors copies some 8 bytes at a time; the 16 lanes are computed anyway.
     """
     view = Graph(model)
     changed = 0
     for node in view.nodes("Concat"):
-        site = _site(view, node)
-        if site is None:
+        module = _module(view, node)
+        if module is None or 2 * len(module.primary[0]) > LANES:
             continue
         target = node.output[0]
-        for conv in site[:2]:
-            weight, bias = (view.constant(name) for name in conv.input[1:3])
-            assert weight is not None and bias is not None
-            if conv is site.cheap:
-                other, nothing = np.zeros_like(weight), np.zeros_like(bias)
-                other[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] = 1
-                _set_group(conv, 2 * len(weight))
-            else:
-                other, nothing = weight, bias
-            conv.input[1] = view.new_constant(f"{conv.input[1]}/wide", np.concatenate([other, weight]))
-            conv.input[2] = view.new_constant(f"{conv.input[2]}/wide", np.concatenate([nothing, bias]))
-        last = view.producer(node.input[1])
-        assert last is not None
-        # Wider tensors get new names: what was noted of the old ones does not hold for them.
-        inner = {}
-        for made in (site.primary, view.producer(node.input[0]), site.cheap):
-            assert made is not None
-            if made is not last:
-                inner[made.output[0]] = view.new_name(f"{made.output[0]}/wide")
-        for made in (site.primary, view.producer(node.input[0]), site.cheap, last):
-            assert made is not None
-            made.input[:] = [inner.get(name, name) for name in made.input]
-            made.output[0] = inner.get(made.output[0], made.output[0])
-        last.output[0] = target
-        view.graph.node.remove(node)
+        weight, bias = module.cheap
+        same = np.zeros_like(weight)
+        same[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] = 1
+        parts = (
+            ("primary", module.nodes[0], module.primary, module.primary),
+            (
+                "cheap",
+                module.nodes[len(module.nodes) // 2],
+                (same, np.zeros_like(bias)),
+                module.cheap,
+            ),
+        )
+        made, name = [], module.source
+        for part, old, *halves in parts:
+            inputs = [name]
+            for kind, values in zip(("weight", "bias"), zip(*halves, strict=True), strict=True):
+                inputs.append(view.new_constant(f"{target}/{part}_{kind}", np.concatenate(values)))
+            stated = attributes(old)
+            if part == "cheap":
+                stated["group"] = 2 * len(weight)
+            for op, given, settings in (("Conv", inputs, stated), ("Relu", None, {})):
+                if op == "Relu" and not module.relu:
+                    continue
+                output = view.new_name(f"{target}/{part}_{op.lower()}")
+                made.append(helper.make_node(op, given or [name], [output], output, **settings))
+                name = output
+        made[-1].output[0] = target
+        view.replace(node, made)
+        for old in module.nodes:
+            view.graph.node.remove(old)
         changed += 1
     return changed
+
+
+def _module(view: Graph, concat: onnx.NodeProto) -> Module | None:
+    if attributes(concat)["axis"] != 1 or len(concat.input) != 2:
+        return None
+    first, second = concat.input
+    behind = [_only(view, second, [concat])]
+    relu = behind[0] is not None and behind[0].op_type == "Relu"
+    if relu and behind[0] is not None:
+        behind.insert(0, _only(view, behind[0].input[0], [behind[0]]))
+    cheap = behind[0]
+    if cheap is None or cheap.op_type != "Conv" or cheap.input[0] != first:
+        return None
+    before = [_only(view, first, [cheap, concat])]
+    if relu:
+        if before[0] is None or before[0].op_type != "Relu":
+            return None
+        before.insert(0, _only(view, before[0].input[0], [before[0]]))
+    primary = before[0]
+    if primary is None or primary.op_type != "Conv":
+        return None
+    weights = _weights(view, primary), _weights(view, cheap)
+    if weights[0] is None or weights[1] is None or not _keeps_size(cheap, weights[1][0]):
+        return None
+    if attributes(primary).get("group", 1) != 1:
+        return None
+    nodes = [node for node in (*before, *behind) if node is not None]
+    return Module(nodes, primary.input[0], relu, weights[0], weights[1])
+
+
+def _only(view: Graph, name: str, readers: list[onnx.NodeProto]) -> onnx.NodeProto | None:
+    """Return what makes a tensor that exactly these nodes read, once each."""
+    found = view.consumers(name)
+    if found is None or len(found) != len(readers) or any(node not in found for node in readers):
+        return None
+    return view.producer(name)
+
+
+def _weights(view: Graph, conv: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
+    weight = view.constant(conv.input[1])
+    bias = view.constant(conv.input[2]) if len(conv.input) > 2 else None
+    return None if weight is None or bias is None or weight.ndim != 4 else (weight, bias)
+
+
+def _keeps_size(conv: onnx.NodeProto, weight: np.ndarray) -> bool:
+    """Return whether a Conv is depthwise, channel by channel, with its kernel around each pixel."""
+    stated: dict[str, Any] = attributes(conv)
+    height, width = weight.shape[2:]
+    return (
+        stated.get("group", 1) == len(weight)
+        and weight.shape[1] == 1
+        and height % 2 == width % 2 == 1
+        and stated.get("pads", [0] * 4) == [height // 2, width // 2] * 2
+        and stated.get("auto_pad", "NOTSET") == "NOTSET"
+        and stated.get("strides", [1, 1]) == stated.get("dilations", [1, 1]) == [1, 1]
+    )

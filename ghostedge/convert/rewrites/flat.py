@@ -1,0 +1,67 @@
+"""A finished .tflite file as objects, for the passes that run after the converter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+OPS = schema.BuiltinOperator
+
+
+class Flat:
+    """A model of one subgraph; `bytes()` gives the file again."""
+
+    def __init__(self, content: bytes) -> None:
+        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content), 0))
+        self.graph = self.model.subgraphs[0]
+        self.tensors: list[Any] = self.graph.tensors
+
+    def __bytes__(self) -> bytes:
+        builder = _Builder(1 << 20)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def operators(self, kind: int) -> Iterator[Any]:
+        return (op for op in list(self.graph.operators) if self.kind(op) == kind)
+
+    def kind(self, op: Any) -> int:
+        code = self.model.operatorCodes[op.opcodeIndex]
+        # Codes above 127 are in one field, older ones in both.
+        return max(code.builtinCode, code.deprecatedBuiltinCode)
+
+    def set_kind(self, op: Any, kind: int, version: int) -> None:
+        code = schema.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = kind, min(kind, 127), version
+        self.model.operatorCodes.append(code)
+        op.opcodeIndex = len(self.model.operatorCodes) - 1
+
+    def producer(self, tensor: int) -> Any | None:
+        return next((op for op in self.graph.operators if tensor in op.outputs), None)
+
+    def readers(self, tensor: int) -> list[Any] | None:
+        """Return the operators that read a tensor, each once, None where it is a model output."""
+        if tensor in self.graph.outputs:
+            return None
+        return [op for op in self.graph.operators if tensor in op.inputs]
+
+    def data(self, tensor: int) -> np.ndarray | None:
+        """Return the bytes of a constant, uint8, None for a tensor that is computed."""
+        data = self.model.buffers[self.tensors[tensor].buffer].data
+        return None if data is None or len(data) == 0 else data
+
+    def set_data(self, tensor: int, data: np.ndarray) -> None:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(data.tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        self.tensors[tensor].buffer = len(self.model.buffers) - 1
+
+
+class _Builder(flatbuffers.Builder):
+    """Aligns constants to 16 bytes, as the schema asks; the generated code does not."""
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> Any:
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
