@@ -106,10 +106,12 @@ def export(
             print(line)
         return
     from ghostedge.convert.pipeline import run
-    from ghostedge.convert.report import calibration_line, stage_table
+    from ghostedge.convert.report import calibration_line, stage_tables
 
     bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
-    _table("Every stage against the unfolded PyTorch net", *stage_table(bundle.manifest))
+    print("Every stage against the unfolded PyTorch net")
+    for table in stage_tables(bundle.manifest):
+        _table(*table)
     print(calibration_line(bundle.manifest))
     print(f"Wrote {bundle.path}: {', '.join(bundle.manifest['artefacts'])}")
 

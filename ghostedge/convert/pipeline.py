@@ -233,6 +233,7 @@ class _Export:
         import onnx
 
         from ghostedge.convert import to_onnx
+        from ghostedge.convert.rewrites import rewrite
 
         core = to_onnx.core(self.folded, self.pixels, self.plan.opset)
         exported = self.scratch / "exported.onnx"
@@ -246,16 +247,19 @@ class _Export:
             shutil.copy(self.model, self.folder)
         if "tflite" in self.plan.format:
             core = to_onnx.core(self.folded, self.pixels, to_onnx.TFLITE_OPSET)
-            onnx.save(to_onnx.simplified(core, self.plan.batch), self.scratch / "core.onnx")
+            rewritten = rewrite(to_onnx.simplified(core, self.plan.batch))
+            onnx.save(rewritten, self.scratch / "core.onnx")
 
     def to_tflite(self) -> None:
         from ghostedge.convert import to_tflite
+        from ghostedge.convert.rewrites import finish
 
         wanted = [_precision(name) for name in self.plan.artefacts if name.endswith(".tflite")]
         np.save(self.scratch / to_tflite.CALIBRATION, self.evidence.calibration)
         to_tflite.convert(self.scratch, wanted, self.plan.io)
         for precision in wanted:
-            shutil.move(self.scratch / f"model_{precision}.tflite", self.folder)
+            name = f"model_{precision}.tflite"
+            (self.folder / name).write_bytes(finish((self.scratch / name).read_bytes()))
 
     def to_int8_onnx(self) -> None:
         from ghostedge.convert import to_int8_onnx

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,28 +15,36 @@ from ghostedge.bundle import GOLDEN
 SETS = ("synthetic", "validation", "test")
 
 
-def stage_table(manifest: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and rows of the stage table: agreement, difference, top-1 and drop."""
-    sets = [name for name in SETS if name in manifest["stages"][0]["parity"]]
-    header = ["stage", "kB"]
-    for name in sets:
-        count = manifest["stages"][0]["parity"][name]["images"]
-        header.append(f"agreement, {count} {name}")
-        header.append("largest difference")
-        if manifest["stages"][0]["parity"][name]["top1"] is not None:
-            header += [f"top-1, {name}", "drop, points"]
-    rows = []
-    for stage in manifest["stages"]:
-        artefact = manifest["artefacts"].get(stage["name"])
-        row = [stage["name"], f"{artefact['bytes'] / 1000:.0f}" if artefact else ""]
-        for name in sets:
-            parity = stage["parity"][name]
-            row += [f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
+class StageTable(NamedTuple):
+    """Every stage on one set of images."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def stage_tables(manifest: dict[str, Any]) -> list[StageTable]:
+    """Return a table of the stages for each set: agreement, difference, top-1 and points lost."""
+    tables = []
+    for name in SETS:
+        parities = [(stage["name"], stage["parity"].get(name)) for stage in manifest["stages"]]
+        first = parities[0][1]
+        if first is None:
+            continue
+        header = ["stage", "kB", "same class", "largest difference"]
+        if first["top1"] is not None:
+            header += ["top-1", "points lost"]
+        rows = []
+        for stage, parity in parities:
+            artefact = manifest["artefacts"].get(stage)
+            size = f"{artefact['bytes'] / 1000:.0f}" if artefact else ""
+            row = [stage, size, f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
             if parity["top1"] is not None:
-                drop = f"{parity['drop']:.2f} ± {parity['drop_interval']:.2f}"
-                row += [f"{parity['top1']:.2f}%", "" if stage["name"] == "unfolded" else drop]
-        rows.append(row)
-    return header, rows
+                lost = f"{parity['drop']:.2f} ± {parity['drop_interval']:.2f}"
+                row += [f"{parity['top1']:.2f}%", lost if stage != "unfolded" else ""]
+            rows.append(row)
+        tables.append(StageTable(f"{first['images']} {name} images", header, rows))
+    return tables
 
 
 def calibration_line(manifest: dict[str, Any]) -> str:
@@ -79,11 +87,9 @@ def write_reports(folder: Path, manifest: dict[str, Any]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    header, rows = stage_table(manifest)
     facts = {
         "manifest": manifest,
-        "header": header,
-        "rows": rows,
+        "tables": stage_tables(manifest),
         "calibration": calibration_line(manifest),
         "golden_png": _contact_sheet(folder),
     }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ghostedge.convert.rewrites.flat import OPS, Flat, schema
@@ -18,7 +20,7 @@ def depthwise(model: Flat) -> int:
 
     LiteRT runs both alike; runtimes for microcontrollers know only the second.
     """
-    found: dict[int, list[object]] = {}
+    found: dict[int, list[Any]] = {}
     for op in model.operators(OPS.CONV_2D):
         image, kernel = (model.tensors[index] for index in op.inputs[:2])
         if kernel.shape[3] == 1 < kernel.shape[0] == image.shape[3]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import flatbuffers
+import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+
+__all__ = ["OPS", "Flat", "schema"]
 
 OPS = schema.BuiltinOperator
 
@@ -34,10 +36,16 @@ class Flat:
         return max(code.builtinCode, code.deprecatedBuiltinCode)
 
     def set_kind(self, op: Any, kind: int, version: int) -> None:
+        """Make an operator one of a kind, with the version that its types need."""
+        codes = self.model.operatorCodes
+        for index, known in enumerate(codes):
+            if (known.builtinCode, known.version) == (kind, version):
+                op.opcodeIndex = index
+                return
         code = schema.OperatorCodeT()
         code.builtinCode, code.deprecatedBuiltinCode, code.version = kind, min(kind, 127), version
-        self.model.operatorCodes.append(code)
-        op.opcodeIndex = len(self.model.operatorCodes) - 1
+        codes.append(code)
+        op.opcodeIndex = len(codes) - 1
 
     def producer(self, tensor: int) -> Any | None:
         return next((op for op in self.graph.operators if tensor in op.outputs), None)
@@ -48,16 +56,30 @@ class Flat:
             return None
         return [op for op in self.graph.operators if tensor in op.inputs]
 
+    def fixed_shape(self, tensor: int) -> list[int] | None:
+        """Return a tensor's shape, None where it has none or a side of it is free."""
+        entry = self.tensors[tensor]
+        signature = entry.shape if entry.shapeSignature is None else entry.shapeSignature
+        if signature is None or min(signature, default=0) < 0:
+            return None
+        return [int(side) for side in entry.shape]
+
+    def add(self, tensor: Any) -> int:
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
     def data(self, tensor: int) -> np.ndarray | None:
         """Return the bytes of a constant, uint8, None for a tensor that is computed."""
         data = self.model.buffers[self.tensors[tensor].buffer].data
         return None if data is None or len(data) == 0 else data
 
     def set_data(self, tensor: int, data: np.ndarray) -> None:
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(data.tobytes(), np.uint8)
-        self.model.buffers.append(buffer)
-        self.tensors[tensor].buffer = len(self.model.buffers) - 1
+        """Replace a constant's bytes, for this tensor alone."""
+        entry, buffers = self.tensors[tensor], self.model.buffers
+        if not entry.buffer or sum(other.buffer == entry.buffer for other in self.tensors) > 1:
+            buffers.append(schema.BufferT())
+            entry.buffer = len(buffers) - 1
+        buffers[entry.buffer].data = np.frombuffer(data.tobytes(), np.uint8)
 
 
 class _Builder(flatbuffers.Builder):

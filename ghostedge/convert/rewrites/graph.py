@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Graph:
         """
         if any(value.name == name for value in self.graph.output):
             return None
-        if any(name in _names(body) for node in self.graph.node for body in _bodies(node)):
+        if any(name in captured(node) for node in self.graph.node):
             return None
         return [node for node in self.graph.node for read in node.input if read == name]
 
@@ -91,14 +91,12 @@ def _typed(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
     yield from (*graph.input, *graph.value_info, *graph.output)
 
 
-def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+def captured(node: onnx.NodeProto) -> set[str]:
+    """Return the names that the bodies of an If, Loop or Scan use, some of them from outside."""
+    found: set[str] = set()
     for attribute in node.attribute:
-        yield from (attribute.g, *attribute.graphs)
-
-
-def _names(body: onnx.GraphProto) -> set[str]:
-    found = {name for node in body.node for name in node.input} | {o.name for o in body.output}
-    for node in body.node:
-        for inner in _bodies(node):
-            found |= _names(inner)
+        for body in (attribute.g, *attribute.graphs):
+            found |= {output.name for output in body.output}
+            for inner in body.node:
+                found |= set(inner.input) | captured(inner)
     return found

@@ -17,6 +17,7 @@ def hard_sigmoid(model: onnx.ModelProto) -> int:
     are constant; else it becomes an Add. The "/ 6" goes into the weights of the Convs behind the
     product, when the hard sigmoid is read once, by a Mul with another tensor, and the product is no
     graph output and read only by Convs, as their data, with constant weights; else it becomes a Mul.
+    Opset 11 or later, where Clip has its bounds as inputs.
 
     Proves that by the lists of consumers, in which a graph output or a body of an If or a Loop counts
     as a reader. A changed weight or bias is a new tensor, so that one shared with another layer keeps
@@ -33,7 +34,8 @@ def hard_sigmoid(model: onnx.ModelProto) -> int:
         stated = attributes(node)
         alpha, beta = stated.get("alpha", 0.2), stated.get("beta", 0.5)
         source, target = node.input[0], node.output[0]
-        if not (np.float32(alpha) == np.float32(1 / 6) and beta == 0.5 and view.is_float(source)):
+        torchs = np.float32(alpha) == np.float32(1 / 6) and beta == 0.5
+        if view.opset < 11 or not torchs or not view.is_float(source):
             continue
         others = []
         if not _add_to_bias(view, source):

@@ -59,7 +59,7 @@ def _is_double(view: Graph, node: onnx.NodeProto) -> bool:
         return False
     if "axes" in stated or stated.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return False
-    _, _, scales, sizes, *_ = [*node.input, "", "", ""]
+    scales, sizes = [*node.input, "", "", ""][2:4]
     shape = view.shape(node.input[0])
     if sizes:
         wanted = view.constant(sizes)
