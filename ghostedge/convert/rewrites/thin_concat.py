@@ -33,9 +33,12 @@ def thin_concat(model: onnx.ModelProto) -> int:
     dilation and padding that keeps the size; nothing else reads p, c or what is before their Relu;
     2 * channels fit into 16 lanes, as above that the added arithmetic costs more than the copies.
 
-    Exact because a value times one, plus zeros, is that value, and Relu of Relu is Relu.
+    Exact because a value times one, plus zeros, is that value, and Relu of Relu is Relu; int8 then
+    calibrates other scales, as after any change of the graph.
 
-    A concat of thin tensors copies some 8 bytes at a time; the 16 lanes are computed anyway.
+    A concat of thin tensors copies some 8 bytes at a time; the 16 lanes are computed anyway. On
+    emulated arm64 it saves int8 instructions on A53 and A76 (1 to 2%), costs 1% on A72, and costs
+    fp32 2 to 3%; with 20 or 32 lanes it costs everywhere.
     """
     view = Graph(model)
     changed = 0
