@@ -99,7 +99,7 @@ def export(
         "max_drop": max_drop,
         "seed": seed,
     }
-    plan = make_plan(checkpoint, recipe, {k: v for k, v in given.items() if v is not None})
+    plan = make_plan(checkpoint, recipe, given)
     find(checkpoint)
     if dry_run:
         for line in plan.describe():

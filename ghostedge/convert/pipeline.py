@@ -126,10 +126,7 @@ def export(
         "max_drop": max_drop,
         "seed": seed,
     }
-    plan = make_plan(
-        os.fspath(checkpoint), recipe, {k: v for k, v in given.items() if v is not None}
-    )
-    return run(plan, say)
+    return run(make_plan(os.fspath(checkpoint), recipe, given), say)
 
 
 def run(plan: Plan, say: Say) -> Bundle:

@@ -143,13 +143,13 @@ def recipes() -> dict[str, Path]:
 def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> Plan:
     """Return the plan of an export: the recipe's options, overruled by those `given`.
 
-    `given` holds only what the caller set; its format may be text, "onnx,tflite". Raises
+    None among the `given` means not given; their format may be text, "onnx,tflite". Raises
     GhostEdgeError for an unknown recipe, key or value.
     """
     options: dict[str, Any] = {}
     if recipe is not None:
         options = _read_recipe(recipe)
-    options.update(given)
+    options.update({key: value for key, value in given.items() if value is not None})
     limit_names = {field.name for field in dataclasses.fields(Limits)}
     limits = {key: options.pop(key) for key in list(options) if key in limit_names}
     if "format" in options:
