@@ -47,6 +47,10 @@ class Flat:
         codes.append(code)
         op.opcodeIndex = len(codes) - 1
 
+    def name(self, tensor: int) -> str:
+        name = self.tensors[tensor].name
+        return name.decode() if isinstance(name, bytes) else name
+
     def producer(self, tensor: int) -> Any | None:
         return next((op for op in self.graph.operators if tensor in op.outputs), None)
 
@@ -80,6 +84,28 @@ class Flat:
             buffers.append(schema.BufferT())
             entry.buffer = len(buffers) - 1
         buffers[entry.buffer].data = np.frombuffer(data.tobytes(), np.uint8)
+
+    def prune(self) -> None:
+        """Remove tensors that no operator names, kinds of operators and constants not in use."""
+        graph, model = self.graph, self.model
+        operators = graph.operators
+        ends = [*graph.inputs, *graph.outputs]
+        named = {tensor for op in operators for tensor in (*op.inputs, *op.outputs)}
+        kept = sorted({*named, *ends} - {-1})
+        place = {tensor: index for index, tensor in enumerate(kept)} | {-1: -1}
+        self.tensors = graph.tensors = [self.tensors[tensor] for tensor in kept]
+        for tensors in [graph, *operators]:
+            tensors.inputs = [place[tensor] for tensor in tensors.inputs]
+            tensors.outputs = [place[tensor] for tensor in tensors.outputs]
+        codes = sorted({op.opcodeIndex for op in operators})
+        model.operatorCodes = [model.operatorCodes[code] for code in codes]
+        for op in operators:
+            op.opcodeIndex = codes.index(op.opcodeIndex)
+        holders = [*self.tensors, *(model.metadata or [])]
+        buffers = sorted({0} | {holder.buffer for holder in holders})
+        model.buffers = [model.buffers[buffer] for buffer in buffers]
+        for holder in holders:
+            holder.buffer = buffers.index(holder.buffer)
 
 
 class _Builder(flatbuffers.Builder):
