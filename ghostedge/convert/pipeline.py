@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ghostedge
-from ghostedge.bundle import FORMAT, GOLDEN, LABELS, MANIFEST, is_bundle, read_manifest
+from ghostedge.bundle import FORMAT, GOLDEN, LABELS, is_bundle, read_manifest, write_manifest
 from ghostedge.convert.plan import Plan, make_plan
 from ghostedge.errors import CheckFailed, require
 from ghostedge.files import atomic_directory, sha256
@@ -135,7 +135,9 @@ def run(plan: Plan, say: Say) -> Bundle:
     """Carry out a plan; `say` is called with a line at each step."""
     with atomic_directory(plan.output, is_bundle) as folder:
         _Export(plan, folder, say).run()
-    return Bundle(plan.output)
+        made = Bundle(folder)
+    made.path = plan.output  # what it measured is its own, whatever another export puts there
+    return made
 
 
 class _Export:
@@ -315,10 +317,11 @@ class _Export:
             "limits": dataclasses.asdict(self.plan.limits),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        _write_json(self.folder / MANIFEST, manifest)
+        write_manifest(self.folder, manifest)
         with self.step("time and profile"):
             timings = {"seconds": self.seconds, **self.measure()}
-        _write_json(self.folder / "timings.json", timings)
+        text = json.dumps(timings, indent=1, sort_keys=True)
+        (self.folder / "timings.json").write_text(f"{text}\n", "utf-8")
         write_reports(self.folder, manifest, timings, self.confusions())
 
     def preferred(self) -> str:
@@ -424,10 +427,6 @@ def _probabilities(net: Any, pixels: Any, images: np.ndarray) -> np.ndarray:
             batch = torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
             outputs.append(net(batch).softmax(1).numpy())
     return np.concatenate(outputs)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
