@@ -317,7 +317,7 @@ def profiled(path: Path, options: Any, runs: int) -> list[dict[str, Any]]:
 
     model = onnx.load(path)
     for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}.{index}"  # events are told apart by it
+        node.name = f"{index}:{node.name}"  # events are told apart by it
     with tempfile.TemporaryDirectory(prefix="ghostedge-") as folder:
         options.log_severity_level = 3
         options.intra_op_num_threads = 1

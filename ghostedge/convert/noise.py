@@ -58,7 +58,7 @@ def signal_to_noise(floating: Path, quantized: Path, images: np.ndarray) -> list
 
 def _key(model: Flat, op: Any) -> tuple[Any, ...]:
     tensor = model.tensors[op.outputs[0]]
-    return tensor.name, *tensor.shape
+    return tensor.name, *(() if tensor.shape is None else tensor.shape)
 
 
 def _layers(model: Flat, tensors: list[int], images: np.ndarray) -> Iterator[list[np.ndarray]]:

@@ -227,7 +227,7 @@ def _onnxruntime(path: Path) -> Profile:
     try:
         import onnxruntime
 
-        from ghostedge.convert.audit import KERNEL, profiled
+        from ghostedge.convert.audit import profiled
     except ImportError as error:
         raise require(error.name or "onnxruntime", "export") from error
     options = onnxruntime.SessionOptions()
@@ -241,7 +241,7 @@ def _onnxruntime(path: Path) -> Profile:
     kinds: dict[str, list[tuple[int, float, None]]] = collections.defaultdict(list)
     operator = {}
     for event in profiled(path, onnxruntime.SessionOptions(), whole.shape[1]):
-        name = event["name"].removesuffix(KERNEL)
+        name = event["args"]["node_index"]
         nodes[name].append(event["dur"] / 1000)
         operator[name] = event["args"]["op_name"]
     for name, times in nodes.items():
