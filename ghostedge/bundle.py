@@ -6,6 +6,7 @@ Reading and verifying one needs numpy and one runtime, nothing else.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import zipfile
@@ -20,6 +21,8 @@ from ghostedge.pixels import PixelContract
 
 MANIFEST, LABELS, GOLDEN = "manifest.json", "labels.txt", "golden.npz"
 FORMAT = 1
+SEAL = "sha256"
+"""Where the manifest holds a hash of itself."""
 UNITS = ("step", "probability")
 
 
@@ -67,6 +70,17 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{file} is damaged ({error!r}): restore the bundle or export it again."
         ) from error
     return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json, the same bytes for the same content, with a SHA-256 of all the rest."""
+    (folder / MANIFEST).write_bytes(_sealed(manifest))
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    content = {key: value for key, value in manifest.items() if key != SEAL}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{json.dumps({**content, SEAL: digest}, indent=1, sort_keys=True)}\n".encode()
 
 
 def _check_structure(manifest: dict[str, Any]) -> None:
@@ -151,7 +165,8 @@ class Verification:
 def verify(bundle: str | os.PathLike[str]) -> Verification:
     """Check that a bundle is what was exported, and that it computes here what it did there.
 
-    Every file must have the SHA-256 of the manifest, and every artefact must be listed. Then each
+    Every model, the labels and the golden images must have the SHA-256 that the manifest says, the
+    manifest its own, and every model must be listed; the reports and timings are not looked at. Then each
     artefact whose runtime is installed is run on the images of golden.npz, with each kind of
     kernels that an expected output is stored for. The caller decides what to do where the result is
     not `ok`.
@@ -202,15 +217,14 @@ def verify(bundle: str | os.PathLike[str]) -> Verification:
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Compare hashes, and labels.txt with the labels in the manifest."""
+    if (folder / MANIFEST).read_bytes() != _sealed(manifest):
+        raise _changed(folder, "contract", MANIFEST)
     for name, entry in {**manifest["artefacts"], **manifest["files"]}.items():
         kind = "model" if name in manifest["artefacts"] else "contract"
         if not (folder / name).is_file():
             raise CheckFailed(f"{name} is missing from {folder}: restore it or export again.")
         if sha256(folder / name) != entry["sha256"]:
-            raise CheckFailed(
-                f"The {kind} changed: {name} in {folder} is not the file that was exported (its "
-                "SHA-256 differs); restore it or export again."
-            )
+            raise _changed(folder, kind, name)
     for file in sorted(folder.iterdir()):
         if file.suffix in (".tflite", ".onnx") and file.name not in manifest["artefacts"]:
             raise CheckFailed(
@@ -238,6 +252,13 @@ def _read_golden(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray
     for key in sorted({entry["key"] for entry in expected} - set(golden)):
         raise _contract(folder, f"{GOLDEN} lacks the expected outputs {key}")
     return golden
+
+
+def _changed(folder: Path, kind: str, name: str) -> CheckFailed:
+    return CheckFailed(
+        f"The {kind} changed: {name} in {folder} is not the file that was exported (its SHA-256 "
+        "differs); restore it or export again."
+    )
 
 
 def _contract(folder: Path, contradiction: str) -> CheckFailed:

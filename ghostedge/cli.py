@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -349,6 +350,13 @@ def info(model: Model) -> None:
             "labels": found.labels,
             "output_step": found.step,
         }
+        # What is inside is told where the export extra is installed; a board lacks it.
+        with contextlib.suppress(GhostEdgeError):
+            from ghostedge.convert.audit import audit
+
+            inside = audit(path)
+            del inside["weights"]["layers"]
+            facts |= {"precision": inside.pop("precision"), "audit": inside}
     else:
         from ghostedge.checkpoint import read
 

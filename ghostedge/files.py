@@ -68,17 +68,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`.
 
-    A process killed at any moment leaves the old folder or none at `path`. A link is followed. A
-    non-empty folder that `replaceable` does not recognise is somebody's own and raises
-    GhostEdgeError.
+    A process killed at any moment leaves the old folder or none at `path`; of two at once the last to
+    end wins, whole. A link is followed. A non-empty folder that `replaceable` does not recognise is
+    somebody's own and raises GhostEdgeError.
     """
     path = Path(os.path.realpath(path))
     with reported(path), _parents(path):
-        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
-            raise GhostEdgeError(
-                f"{path} exists and was not made by this command: it would be lost. "
-                "Name another folder with --output."
-            )
+        _refuse_foreign(path, replaceable)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         retired = temporary.with_name(f"{temporary.name}.old")
         try:
@@ -87,14 +83,47 @@ def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterato
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            if path.exists():
-                path.replace(retired)
-            temporary.replace(path)
+            with _locked(path.parent):
+                try:
+                    if path.exists():
+                        path.replace(retired)
+                    temporary.replace(path)
+                finally:
+                    if retired.exists() and not path.exists():
+                        retired.replace(path)
         finally:
-            if retired.exists() and not path.exists():
-                retired.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(retired, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path, replaceable: Callable[[Path], bool]) -> None:
+    with _locked(path.parent):
+        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
+            raise GhostEdgeError(
+                f"{path} exists and was not made by this command: it would be lost. "
+                "Name another folder with --output."
+            )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of ours from swapping folders in `folder`; a killed one lets go of it.
+
+    Two exports to one place then replace it one after the other. Where the system has no such lock
+    (Windows, some network drives), the slower one may fail, and says so.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush(file: Path) -> None:

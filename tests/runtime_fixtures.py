@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ghostedge.bundle import write_manifest
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 
@@ -178,4 +178,4 @@ def rewrite_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with the hashes that the files have now."""
     for name, entry in {**manifest["artefacts"], **manifest["files"]}.items():
         entry["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    write_manifest(folder, manifest)

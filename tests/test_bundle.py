@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 import ghostedge
-from ghostedge.bundle import is_bundle, read_manifest, verify
+from ghostedge.bundle import is_bundle, read_manifest, verify, write_manifest
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from tests.runtime_fixtures import LABELS, rewrite_manifest, write_bundle, write_onnx
 
@@ -28,9 +27,9 @@ def bundle(original: Path, tmp_path: Path) -> Path:
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = read_manifest(bundle)
     change(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(bundle, manifest)
 
 
 def edit_golden(bundle: Path, **arrays: np.ndarray) -> None:
@@ -93,6 +92,43 @@ def test_a_changed_file_is_named(bundle: Path, name: str, kind: str) -> None:
     assert error.value.exit_code == 1
     (bundle / name).unlink()
     with pytest.raises(CheckFailed, match=f"{name} is missing"):
+        verify(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_fp32.tflite", "model_int8.tflite"])
+def test_any_changed_byte_of_a_model(bundle: Path, name: str) -> None:
+    any_changed_byte(bundle, name, "model")
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "golden.npz", "manifest.json"])
+def test_any_changed_byte_of_the_contract(bundle: Path, name: str) -> None:
+    any_changed_byte(bundle, name, "contract")
+
+
+def any_changed_byte(bundle: Path, name: str, kind: str) -> None:
+    """Change one byte at 40 places, the first and the last included; then add one and cut one."""
+    content = (bundle / name).read_bytes()
+    random = np.random.default_rng(0)
+    places = np.linspace(0, len(content) - 1, 40).astype(int)
+    changed = [
+        content[:place] + bytes([content[place] ^ random.integers(1, 256)]) + content[place + 1 :]
+        for place in places
+    ]
+    for other in (*changed, content + b"\n", content[:-1]):
+        (bundle / name).write_bytes(other)
+        with pytest.raises(GhostEdgeError) as error:
+            verify(bundle)
+        # A manifest that is not even one any more cannot say what it was of.
+        if name != "manifest.json" or error.value.exit_code == 1:
+            assert f"The {kind} changed: {name} in {bundle}" in str(error.value)
+    (bundle / name).write_bytes(content)
+    assert verify(bundle).ok
+
+
+def test_a_changed_figure_in_the_manifest_is_named(bundle: Path) -> None:
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"tolerance": 2', '"tolerance": 9'))
+    with pytest.raises(CheckFailed, match=r"The contract changed: manifest\.json"):
         verify(bundle)
 
 

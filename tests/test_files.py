@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ghostedge.errors import GhostEdgeError
@@ -243,6 +246,71 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
     assert len(calls) == 3
     assert listing(tmp_path) == ["out", "out/content"]
     assert (path / "content").read_text() == "old"
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from ghostedge.files import atomic_directory
+
+os.fsync = lambda handle: None  # so that one swap comes close behind the other
+out, name = Path(sys.argv[1]), sys.argv[2]
+print("started", flush=True)
+for count in range(int(sys.argv[3])):
+    with atomic_directory(out, lambda path: (path / "0").exists()) as temporary:
+        for part in range(8):
+            (temporary / str(part)).write_text(f"{name} {count}")
+"""
+
+
+def writer(out: Path, name: str, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WRITER, str(out), name, str(count)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    return child
+
+
+def versions(folder: Path) -> set[str]:
+    """Read a folder that others may be replacing: through a handle, which stays with one of them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        files = [os.open(name, os.O_RDONLY, dir_fd=handle) for name in os.listdir(handle)]
+        found = {os.read(file, 100).decode() for file in files}
+        for file in files:
+            os.close(file)
+        return found if len(files) == 8 else {*found, f"{len(files)} files"}
+    finally:
+        os.close(handle)
+
+
+def test_processes_at_once_do_not_mix(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    children = [writer(out, name, 80) for name in ("a", "b", "c")]
+    while any(child.poll() is None for child in children):
+        # Between two renames there may be none, and a folder may be cleared while it is read.
+        with contextlib.suppress(FileNotFoundError):
+            found = {version for version in versions(out) if not version.endswith("files")}
+            assert len(found) <= 1
+    for child in children:
+        assert child.communicate()[1] == ""
+        assert child.returncode == 0
+    assert len(versions(out)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_killed_process_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    left = []
+    for run in range(12):
+        child = writer(tmp_path / "out", str(run), 100_000)
+        time.sleep(random.uniform(0, 0.1))
+        child.kill()
+        child.communicate()
+        if (tmp_path / "out").exists():
+            (version,) = versions(tmp_path / "out")
+            left.append(version.split()[0])
+    assert len(set(left)) > 1, "no process lived long enough to write anything"
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import ghostedge
 from ghostedge import checkpoint
-from ghostedge.bundle import verify
+from ghostedge.bundle import read_manifest, verify
 from ghostedge.convert import Bundle, export
 from ghostedge.convert.plan import recipes
 from ghostedge.errors import CheckFailed, GhostEdgeError
@@ -114,7 +114,7 @@ def test_golden_images_come_from_no_data_set(bundle: Bundle, trained: Path) -> N
 def test_same_input_gives_the_same_bytes(bundle: Bundle, trained: Path, tmp_path: Path) -> None:
     again = export(trained, tmp_path / "b", int8=True, half=True, data="drawn", max_drop=5.0)
     assert hashes(again) == hashes(bundle)
-    for name in ("labels.txt", "golden.npz", "manifest.json", "report.md", "report.html"):
+    for name in ("labels.txt", "golden.npz", "manifest.json"):
         assert (again.path / name).read_bytes() == (bundle.path / name).read_bytes(), name
 
 
@@ -239,6 +239,31 @@ def test_killed_export_leaves_the_old_bundle(trained: Path, tmp_path: Path) -> N
     child.wait()
     assert hashes(Bundle(output)) == before
     assert verify(output).ok
+
+
+@pytest.mark.slow
+def test_two_exports_at_once_do_not_mix(trained: Path, tmp_path: Path) -> None:
+    """Each returns what itself measured; the folder holds one of them, whole."""
+    output = tmp_path / "out"
+    code = (
+        "import ghostedge, sys\n"
+        f"made = ghostedge.export({str(trained)!r}, {str(output)!r}, format=['onnx'],"
+        " opset=int(sys.argv[1]))\n"
+        f"print(made.path == __import__('pathlib').Path({str(output)!r}), made.manifest['opset'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(ghostedge.__file__).parents[1])}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, opset], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for opset in ("17", "18")
+    ]
+    said = [child.communicate()[0] for child in children]
+    assert said == ["True 17\n", "True 18\n"]
+    opset = onnx.load(output / "model.onnx").opset_import[0].version
+    assert read_manifest(output)["opset"] == opset
+    assert verify(output).ok
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_data_of_other_classes_is_refused(
