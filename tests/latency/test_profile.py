@@ -9,10 +9,7 @@ from ghostedge.convert import Bundle
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency.profile import blocks, profile
-from tests.export_fixtures import bundle, trained
 from tests.runtime_fixtures import write_tflite
-
-__all__ = ["bundle", "trained"]
 
 
 def test_blocks_and_operators_of_a_tflite(bundle: Bundle) -> None:
