@@ -31,6 +31,13 @@ def test_blocks_and_operators_of_a_tflite(bundle: Bundle) -> None:
     assert found.to_json()["blocks"][0]["name"] == "1 to 32x32x4"
 
 
+def test_unpacked_weights_of_fp16_take_no_part(bundle: Bundle) -> None:
+    fp32, fp16 = (profile(bundle.path / f"model_{kind}.tflite") for kind in ("fp32", "fp16"))
+    assert [part.name for part in fp16.blocks] == [part.name for part in fp32.blocks]
+    counts = [{part.name: part.operators for part in found.kinds} for found in (fp32, fp16)]
+    assert counts[0] == counts[1]
+
+
 def test_operators_of_an_onnx(bundle: Bundle) -> None:
     found = profile(bundle.path / "model.onnx")
     assert found.blocks == []
