@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ghostedge.bundle import read_manifest
 from ghostedge.convert.audit import kind_of
 from ghostedge.convert.rewrites.flat import Flat, schema
 from ghostedge.data.sources import open_data, split
@@ -250,6 +251,7 @@ def main(bundle: str, data: str, count: str = "1000") -> None:
     assert source is not None
     _, rest = split(source, 0.1, 0)
     chosen = np.sort(np.random.default_rng(0).choice(rest, int(count), replace=False))
+    manifest = read_manifest(bundle)
     file = Path(bundle, "model_int8.tflite")
     classifier = Classifier(file)
     read = source.read(classifier.size, chosen)
@@ -311,7 +313,8 @@ def main(bundle: str, data: str, count: str = "1000") -> None:
         for name, found in rows.items()
     }
     result = {
-        "command": shlex.join(["python", "benchmarks/kernels/compare.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/kernels/compare.py", "BUNDLE", data, count]),
+        "bundle": {key: manifest[key] for key in ("name", "versions", "calibration")},
         "machine": machine(),
         "images": {"whole": int(count), "outputs": len(images), "rounding": len(few)},
         "whole": everything,

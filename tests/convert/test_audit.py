@@ -13,10 +13,7 @@ from ghostedge.convert.audit import Operator, arena, audit, kind_of, precision_o
 from ghostedge.convert.noise import signal_to_noise
 from ghostedge.convert.rewrites.flat import OPS, Flat, schema
 from ghostedge.runtime import Classifier, interpreter
-from tests.export_fixtures import bundle, trained
 from tests.runtime_fixtures import LABELS, SIZE, pictures, write_onnx, write_tflite
-
-__all__ = ["bundle", "trained"]
 
 CONV = (3 * 3 * 3 * 8, 8)
 OUTPUT = (SIZE - 3) // 2 + 1

@@ -21,9 +21,7 @@ from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
-from tests.export_fixtures import WIDTH, bundle, trained
-
-__all__ = ["bundle", "trained"]
+from tests.export_fixtures import WIDTH
 
 MODELS = {
     "model.onnx",

@@ -12,9 +12,6 @@ import pytest
 from ghostedge.convert import Bundle
 from ghostedge.convert.report import attempts_table, noise_plot, write_reports
 from ghostedge.evaluate import Evaluation
-from tests.export_fixtures import bundle, trained
-
-__all__ = ["bundle", "trained"]
 
 VOID = {"meta", "img", "line", "circle"}
 

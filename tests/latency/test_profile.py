@@ -9,10 +9,7 @@ from ghostedge.convert import Bundle
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency.profile import blocks, profile
-from tests.export_fixtures import bundle, trained
 from tests.runtime_fixtures import write_tflite
-
-__all__ = ["bundle", "trained"]
 
 
 def test_blocks_and_operators_of_a_tflite(bundle: Bundle) -> None:
@@ -32,6 +29,13 @@ def test_blocks_and_operators_of_a_tflite(bundle: Bundle) -> None:
     times = [part.milliseconds for part in found.kinds]
     assert times == sorted(times, reverse=True) and times[-1] >= 0
     assert found.to_json()["blocks"][0]["name"] == "1 to 32x32x4"
+
+
+def test_unpacked_weights_of_fp16_take_no_part(bundle: Bundle) -> None:
+    fp32, fp16 = (profile(bundle.path / f"model_{kind}.tflite") for kind in ("fp32", "fp16"))
+    assert [part.name for part in fp16.blocks] == [part.name for part in fp32.blocks]
+    counts = [{part.name: part.operators for part in found.kinds} for found in (fp32, fp16)]
+    assert counts[0] == counts[1]
 
 
 def test_operators_of_an_onnx(bundle: Bundle) -> None:
