@@ -7,6 +7,10 @@ import torch
 from PIL import Image
 
 from ghostedge.data.drawn import drawn_source
+from tests.export_fixtures import bundle, trained
+
+# Here and not in the modules that use them, each of which would train and export anew.
+__all__ = ["bundle", "trained"]
 
 
 @pytest.fixture(scope="session", autouse=True)
