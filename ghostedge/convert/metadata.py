@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 
 from ghostedge.bundle import LABELS
-from ghostedge.checkpoint import Checkpoint
 from ghostedge.convert.check import Stage
 from ghostedge.convert.rewrites.flat import Flat, schema
 from ghostedge.pixels import PixelContract
@@ -51,11 +51,11 @@ class Facts:
     pixels: PixelContract
 
 
-def accuracy(stage: Stage, data: str | None, checkpoint: Checkpoint) -> str:
+def accuracy(stage: Stage, data: str | None, source: Mapping[str, Any]) -> str:
     """Return what was measured of a stage, on what, in a sentence or two.
 
-    Without labelled images of `data` that is the agreement with the unfolded net, and what the
-    checkpoint records of that one.
+    Without labelled images of `data` that is the agreement with the float net, and that net's top-1
+    where `source`, which is what a checkpoint records as JSON, has it.
     """
     measured = [
         f"{parity.top1:.2f}% of {parity.images} {name} images"
@@ -66,18 +66,19 @@ def accuracy(stage: Stage, data: str | None, checkpoint: Checkpoint) -> str:
         return f"Top-1: {' and '.join(measured)} of {data}."
     synthetic = stage.parity["synthetic"]
     line = (
-        f"It names the same class as the unfolded float net on {synthetic.agreement:.2%} of "
+        f"It names the same class as the float net on {synthetic.agreement:.2%} of "
         f"{synthetic.images} synthetic images; no labelled images were given."
     )
+    known = source.get("accuracy", {})
     recorded = [
-        f"{checkpoint.accuracy[name]['top1']:.2f}% of {checkpoint.accuracy[name]['images']} {name} images"
+        f"{known[name]['top1']:.2f}% of {known[name]['images']} {name} images"
         for name in ("validation", "test")
-        if name in checkpoint.accuracy
+        if name in known
     ]
     if recorded:
-        known = checkpoint.data.get("name", "its data")
+        where = source.get("data", {}).get("name", "its data")
         line += (
-            f" That net's top-1, as its checkpoint records: {' and '.join(recorded)} of {known}."
+            f" That net's top-1, as its checkpoint records: {' and '.join(recorded)} of {where}."
         )
     return line
 

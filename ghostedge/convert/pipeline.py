@@ -309,18 +309,19 @@ class _Export:
         """Write what is known and what was measured into the models themselves."""
         from ghostedge.convert.metadata import Facts, accuracy, write
 
+        source = self.card.to_json()
         facts = Facts(
             name=self.card.name,
             version=sha256(self.file)[:12],
             author=self.plan.author or f"ghostedge {ghostedge.__version__}",
-            licence=self.card.licence,
+            licence=source["licence"],
             labels=self.card.labels,
             pixels=self.pixels,
         )
         stages = {stage.name: stage for stage in self.stages}
         data = self.evidence.calibration_card.get("data")
         for name in self.plan.artefacts:
-            write(self.folder / name, facts, accuracy(stages[name], data, self.card))
+            write(self.folder / name, facts, accuracy(stages[name], data, source))
 
     def check_size(self) -> None:
         allowed = self.plan.limits.max_kilobytes

@@ -15,7 +15,6 @@ import pytest
 from flatbuffers.table import Table
 
 import ghostedge
-from ghostedge import checkpoint
 from ghostedge.convert import Bundle
 from ghostedge.convert.check import Parity, Stage
 from ghostedge.convert.metadata import Facts, accuracy, into_tflite, write
@@ -146,17 +145,18 @@ def test_every_model_of_a_bundle_tells_its_own_accuracy(
 
 def test_what_is_said_without_labelled_images() -> None:
     parity = Parity(64, 0.984375, 0.1, 0.01, 0.001)
-    card = checkpoint.Checkpoint("net", {}, LABELS, PixelContract(SIZE))
     stage = Stage("model.onnx", "fp32", {"synthetic": parity})
-    bare = accuracy(stage, None, card)
+    bare = accuracy(stage, None, {})
     assert bare == (
-        "It names the same class as the unfolded float net on 98.44% of 64 synthetic images; no "
+        "It names the same class as the float net on 98.44% of 64 synthetic images; no "
         "labelled images were given."
     )
-    card.accuracy = {"test": {"top1": 86.239, "images": 5000}, "int8": {}}
-    card.data = {"name": "pets"}
+    source = {
+        "accuracy": {"test": {"top1": 86.239, "images": 5000}, "int8": {}},
+        "data": {"name": "pets"},
+    }
     known = " That net's top-1, as its checkpoint records: 86.24% of 5000 test images of pets."
-    assert accuracy(stage, None, card) == bare + known
+    assert accuracy(stage, None, source) == bare + known
 
 
 def test_damaged_labels_in_a_file(tmp_path: Path) -> None:
