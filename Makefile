@@ -9,7 +9,7 @@ demo: .venv/demo
 	.venv/bin/ghostedge bench demo
 
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
-test: .venv/test .venv-other/demo
+test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
@@ -37,3 +37,10 @@ SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; n
 	else \
 	    echo "No Python $$others runs here: the export test on another Python will be skipped."; \
 	fi
+
+# MediaPipe for one test, 0.5 GB on disk; it brings versions of its own. The stamp is its version. Its
+# system libraries are in .ci/system-packages.sh: the test is skipped where they are not installed.
+.venv-mediapipe/%: | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv-mediapipe
+	.venv-mediapipe/bin/python -m pip install mediapipe==$*
+	@touch $@

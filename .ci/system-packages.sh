@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests need, where this is root on Debian; elsewhere does nothing.
 set -euo pipefail
-packages=(make)
+# The libraries are MediaPipe's, which one test runs.
+packages=(make libegl1 libgles2 libgl1 libglib2.0-0)
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"

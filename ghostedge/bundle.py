@@ -17,7 +17,7 @@ import numpy as np
 
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import sha256
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import PixelContract, enlarged
 
 MANIFEST, LABELS, GOLDEN = "manifest.json", "labels.txt", "golden.npz"
 FORMAT = 1
@@ -197,7 +197,8 @@ def verify(bundle: str | os.PathLike[str]) -> Verification:
         if name in missing:
             continue
         classifier = Classifier(folder / name, kernels=kernels)
-        found, expected = classifier.raw(golden["images"]), golden[entry["key"]]
+        images = enlarged(golden["images"], classifier.size)
+        found, expected = classifier.raw(images), golden[entry["key"]]
         if (found.shape, found.dtype) != (expected.shape, expected.dtype):
             raise _contract(
                 folder,

@@ -77,6 +77,10 @@ def export(
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 int8 may lose.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every choice of images.")] = None,
+    camera: Annotated[
+        int | None, typer.Option(help="Add an int8 TFLite model of this frame size, as in 224.")
+    ] = None,
+    author: Annotated[str | None, typer.Option(help="Recorded in the models.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be done.")
     ] = False,
@@ -99,6 +103,8 @@ def export(
         "check_samples": check_samples,
         "max_drop": max_drop,
         "seed": seed,
+        "camera": camera,
+        "author": author,
     }
     plan = make_plan(checkpoint, recipe, given)
     find(checkpoint)

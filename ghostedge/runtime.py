@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint
-from ghostedge.bundle import is_bundle, read_labels, read_manifest
+from ghostedge.bundle import LABELS, is_bundle, read_labels, read_manifest
 from ghostedge.errors import GhostEdgeError
 
 
@@ -107,8 +109,10 @@ class LiteRT(Backend):
 
     def __init__(self, path: Path, threads: int, kernels: str) -> None:
         try:
-            self.net = interpreter(path.read_bytes(), threads, kernels)
-        except (OSError, ValueError, RuntimeError) as error:
+            content = path.read_bytes()
+            self.net = interpreter(content, threads, kernels)
+            self.labels = _packed_labels(content)
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise _unreadable(path, "LiteRT", error) from error
         inputs, outputs = self.net.get_input_details(), self.net.get_output_details()
         self.input, self.output = inputs[0], outputs[0]
@@ -343,7 +347,9 @@ def _find(model: str | os.PathLike[str]) -> Path:
     path = Path(model)
     if path.is_dir():
         artefacts = read_manifest(path)["artefacts"]
-        kinds = {(a["runtime"], a["precision"]): name for name, a in artefacts.items()}
+        # Of two of a kind the first: the camera variant follows the plain model.
+        listed = reversed(list(artefacts.items()))
+        kinds = {(a["runtime"], a["precision"]): name for name, a in listed}
         for kind in PREFERENCE:
             if kind in kinds and installed(kind[0]):
                 return path / kinds[kind]
@@ -378,7 +384,7 @@ def _load(path: Path, threads: int, kernels: str) -> Backend:
 
 
 def _labels(path: Path, backend: Backend) -> list[str]:
-    beside = path.with_name("labels.txt")
+    beside = path.with_name(LABELS)
     where, labels = path, backend.labels
     if backend.runtime != "torch":  # a checkpoint always has its own
         manifest = read_manifest(path.parent) if is_bundle(path.parent) else {"artefacts": {}}
@@ -394,6 +400,17 @@ def _labels(path: Path, backend: Backend) -> list[str]:
             "put the right labels.txt beside the model."
         )
     return labels
+
+
+def _packed_labels(content: bytes) -> list[str] | None:
+    """Return the labels that are packed behind a .tflite model, None where there are none."""
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        if LABELS not in archive.namelist():
+            return None
+        return archive.read(LABELS).decode("utf-8-sig").rstrip().splitlines()
 
 
 def _is_image(sides: Sequence[Any], channels: Sequence[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,14 @@ from ghostedge.convert import Bundle, export
 from ghostedge.training import Recipe, train
 
 WIDTH = 0.25
+EVERYTHING: dict[str, Any] = {
+    "int8": True,
+    "half": True,
+    "camera": 96,
+    "data": "drawn",
+    "max_drop": 5.0,
+}
+"""Options of `bundle`."""
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +33,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Everything that an export can hold, calibrated and checked on the drawn set."""
     output = tmp_path_factory.mktemp("export") / "bundle"
-    return export(trained, output, int8=True, half=True, data="drawn", max_drop=5.0)
+    return export(trained, output, **EVERYTHING)

@@ -20,9 +20,10 @@ import numpy as np
 
 import ghostedge
 from ghostedge.bundle import FORMAT, GOLDEN, LABELS, is_bundle, read_manifest, write_manifest
-from ghostedge.convert.plan import Plan, make_plan
-from ghostedge.errors import CheckFailed, require
+from ghostedge.convert.plan import CAMERA, Plan, make_plan
+from ghostedge.errors import CheckFailed, GhostEdgeError, require
 from ghostedge.files import atomic_directory, sha256
+from ghostedge.pixels import enlarged
 
 if TYPE_CHECKING:
     from ghostedge.convert.check import Stage
@@ -89,6 +90,8 @@ def export(
     check_samples: int | None = None,
     max_drop: float | None = None,
     seed: int | None = None,
+    camera: int | None = None,
+    author: str | None = None,
     say: Say = lambda line: None,
 ) -> Bundle:
     """Fold, convert, quantize and check a checkpoint; return the bundle that was written.
@@ -108,6 +111,9 @@ def export(
         calib_samples, check_samples: how many images of `data` to calibrate and to check on.
         max_drop: points of top-1 that a quantized model may lose on labelled data.
         seed: of every choice of images.
+        camera: add model_int8_camera.tflite, which takes a frame of this height and width, a
+            multiple of the image size, and averages it to that size itself.
+        author: recorded in the models' metadata.
         say: called with a line at each step.
 
     Raises CheckFailed when a stage is outside its limits and GhostEdgeError for bad input; in both
@@ -127,6 +133,8 @@ def export(
         "check_samples": check_samples,
         "max_drop": max_drop,
         "seed": seed,
+        "camera": camera,
+        "author": author,
     }
     return run(make_plan(os.fspath(checkpoint), recipe, given), say)
 
@@ -157,6 +165,8 @@ class _Export:
 
     def run(self) -> None:
         plan = self.plan
+        for caveat in plan.caveats:
+            self.say(caveat)
         with self.step("load and fold"):
             self.load()
         with self.step("gather images"):
@@ -180,7 +190,12 @@ class _Export:
                     self.to_int8_onnx()
         with self.step("check every artefact"):
             for name in plan.artefacts:
-                self.check_file(name, self.folder / name)
+                if name == CAMERA:
+                    self.to_camera()
+                else:
+                    self.check_file(name, self.folder / name)
+        with self.step("write metadata"):
+            self.write_metadata()
             self.check_size()
         with self.step("write golden images and report"):
             self.publish()
@@ -200,6 +215,11 @@ class _Export:
         self.net = checkpoint.network(self.card, self.tensors, str(self.file))
         size = self.plan.imgsz or self.card.pixels.size
         self.pixels = dataclasses.replace(self.card.pixels, size=size)
+        if self.plan.camera is not None and self.plan.camera % size:
+            raise GhostEdgeError(
+                f"--camera {self.plan.camera} is no multiple of the image size, {size}: "
+                f"{size * max(2, 224 // size)} is one."
+            )
         self.profile = profile(self.net, size)
         self.folded = fold(self.net)
 
@@ -228,10 +248,15 @@ class _Export:
         judge(stage, self.plan.limits)
 
     def check_file(self, name: str, path: Path) -> None:
-        from ghostedge.runtime import Classifier
+        from ghostedge.runtime import BATCH, Classifier
 
         model = Classifier(path, threads=os.cpu_count() or 1)
-        self.compare(name, _precision(name), lambda _, images: model(images))
+
+        def run(_: str, images: np.ndarray) -> np.ndarray:
+            parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+            return np.concatenate([model(enlarged(part, model.size)) for part in parts])
+
+        self.compare(name, _precision(name), run)
 
     def to_onnx(self) -> None:
         import onnx
@@ -244,7 +269,6 @@ class _Export:
         onnx.save(to_onnx.with_raw_pixels(core), exported)
         self.check_file("exported ONNX", exported)
         model = to_onnx.simplified(to_onnx.with_raw_pixels(core))
-        to_onnx.describe(model, self.card.labels, {"name": self.card.name})
         self.model = self.scratch / "model.onnx"
         onnx.save(model, self.model)
         if "onnx" in self.plan.format:
@@ -278,6 +302,39 @@ class _Export:
         to_int8_onnx.quantize(
             self.model, self.folder / "model_int8.onnx", self.evidence.calibration
         )
+
+    def to_camera(self) -> None:
+        """Make the camera variant of the int8 model, and check that it gives the same."""
+        from ghostedge.convert.camera import camera
+
+        assert self.plan.camera is not None
+        plain, path = (self.folder / name for name in ("model_int8.tflite", CAMERA))
+        path.write_bytes(camera(plain.read_bytes(), self.plan.camera))
+        self.check_file(CAMERA, path)
+        parity = {stage.name: stage.parity for stage in self.stages}
+        if parity[CAMERA] != parity[plain.name]:
+            raise CheckFailed(
+                f"The stage {CAMERA} fails its check: large images that average to the checked ones "
+                f"give other outputs than those give {plain.name}."
+            )
+
+    def write_metadata(self) -> None:
+        """Write what is known and what was measured into the models themselves."""
+        from ghostedge.convert.metadata import Facts, accuracy, write
+
+        source = self.card.to_json()
+        facts = Facts(
+            name=self.card.name,
+            version=sha256(self.file)[:12],
+            author=self.plan.author or f"ghostedge {ghostedge.__version__}",
+            licence=source["licence"],
+            labels=self.card.labels,
+            pixels=self.pixels,
+        )
+        stages = {stage.name: stage for stage in self.stages}
+        data = self.evidence.calibration_card.get("data")
+        for name in self.plan.artefacts:
+            write(self.folder / name, facts, accuracy(stages[name], data, source))
 
     def check_size(self) -> None:
         allowed = self.plan.limits.max_kilobytes
@@ -394,16 +451,17 @@ class _Export:
                 if model.step is None and unit == "step":
                     tolerance, unit = tolerance / 256, "probability"
                 key = f"{name}:{kernels}"
-                arrays[key] = model.raw(arrays["images"])
+                arrays[key] = model.raw(enlarged(arrays["images"], model.size))
                 entry = {"artefact": name, "kernels": kernels, "key": key}
                 expected.append({**entry, "tolerance": tolerance, "unit": unit})
         return arrays, expected
 
     def describe(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        size, classes = self.pixels.size, len(self.card.labels)
+        classes = len(self.card.labels)
+        size = self.plan.camera if name == CAMERA else self.pixels.size
         onnx = name.endswith(".onnx")
-        dtype = self.plan.io if name == "model_int8.tflite" else "float32"
+        dtype = "float32" if onnx or _precision(name) != "int8" else self.plan.io
         output: dict[str, Any] = {"shape": [None if onnx else self.plan.batch, classes]}
         output["dtype"] = dtype
         if dtype != "float32":

@@ -17,6 +17,7 @@ else:
 
 FORMATS = ("onnx", "tflite")
 IO = ("uint8", "int8", "float32")
+CAMERA = "model_int8_camera.tflite"
 OPSETS = (13, 20)
 """Lowest and highest: per-channel QDQ needs 13; torch's exporter and onnx2tf end at 20."""
 
@@ -57,6 +58,8 @@ class Plan:
     calib_samples: int = 500
     check_samples: int = 1000
     seed: int = 0
+    camera: int | None = None
+    author: str | None = None
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,12 @@ class Plan:
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)
         _within("--seed", self.seed, 0, 2**32 - 1)
+        if self.camera is not None:
+            _within("--camera", self.camera, 48, 2048)
+            if not (self.int8 and "tflite" in self.format):
+                raise GhostEdgeError(
+                    "--camera makes an int8 TFLite model: add --int8, and tflite to --format."
+                )
         if self.half and "tflite" not in self.format:
             raise GhostEdgeError("--half makes a TFLite model: add tflite to --format.")
 
@@ -84,7 +93,20 @@ class Plan:
         if "tflite" in self.format:
             files += ["model_fp32.tflite"]
             files += ["model_fp16.tflite"] * self.half + ["model_int8.tflite"] * self.int8
-        return files
+        # After the plain model, which stands for the bundle.
+        return files + [CAMERA] * (self.camera is not None)
+
+    @property
+    def caveats(self) -> list[str]:
+        """What a person may not expect of the models, as sentences."""
+        said = []
+        if "tflite" in self.format and self.int8 and self.io == "int8":
+            said.append(
+                "MediaPipe and LiteRT.js refuse an int8 input: --io int8 is for microcontrollers."
+            )
+        if "tflite" in self.format and self.batch > 1:
+            said.append(f"MediaPipe refuses a batch of {self.batch}: it takes one image at a time.")
+        return said
 
     def describe(self) -> list[str]:
         """Return the plan as lines for a person."""
@@ -100,13 +122,15 @@ class Plan:
             lines.append(
                 f"quantize to int8, calibrated on {real if self.data else 'synthetic images'}"
             )
+        if self.camera is not None:
+            lines.append(f"average a camera's {self.camera}x{self.camera} pixels inside {CAMERA}")
         labelled = f" and at most {self.check_samples} labelled images of each part of {self.data}"
         lines.append(f"check every stage on synthetic images{labelled if self.data else ''}")
         lines.append(f"write {', '.join(self.artefacts)}")
         lines.append(
             "write labels.txt, golden.npz, manifest.json, timings.json, report.md, report.html"
         )
-        return lines
+        return lines + self.caveats
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> None:

@@ -88,9 +88,3 @@ def simplified(model: onnx.ModelProto, batch: int | None = None) -> onnx.ModelPr
     if not ok:
         raise GhostEdgeError("onnxsim found its own result different from the exported model.")
     return result
-
-
-def describe(model: onnx.ModelProto, labels: list[str], facts: dict[str, str]) -> None:
-    """Write labels and facts into the model's metadata_props, in place."""
-    helper.set_model_props(model, {"labels": "\n".join(labels), **facts})
-    model.producer_name = "ghostedge"

@@ -19,9 +19,9 @@ from ghostedge.convert import Bundle, export
 from ghostedge.convert.plan import recipes
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import create
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import PixelContract, enlarged
 from ghostedge.runtime import Classifier
-from tests.export_fixtures import WIDTH
+from tests.export_fixtures import EVERYTHING, WIDTH
 
 MODELS = {
     "model.onnx",
@@ -29,6 +29,7 @@ MODELS = {
     "model_fp32.tflite",
     "model_fp16.tflite",
     "model_int8.tflite",
+    "model_int8_camera.tflite",
 }
 REST = {"labels.txt", "golden.npz", "manifest.json", "timings.json", "report.md", "report.html"}
 
@@ -68,7 +69,8 @@ def test_figures_are_what_the_models_do(bundle: Bundle) -> None:
     assert source is not None
     images = source.read(32)
     for name in MODELS:
-        found = Classifier(bundle.path / name)(images.pixels).argmax(1)
+        model = Classifier(bundle.path / name)
+        found = model(enlarged(images.pixels, model.size)).argmax(1)
         assert 100 * (found == images.labels).mean() == pytest.approx(bundle.accuracy[name]["test"])
 
 
@@ -110,7 +112,7 @@ def test_golden_images_come_from_no_data_set(bundle: Bundle, trained: Path) -> N
 
 
 def test_same_input_gives_the_same_bytes(bundle: Bundle, trained: Path, tmp_path: Path) -> None:
-    again = export(trained, tmp_path / "b", int8=True, half=True, data="drawn", max_drop=5.0)
+    again = export(trained, tmp_path / "b", **EVERYTHING)
     assert hashes(again) == hashes(bundle)
     for name in ("labels.txt", "golden.npz", "manifest.json"):
         assert (again.path / name).read_bytes() == (bundle.path / name).read_bytes(), name

@@ -53,6 +53,10 @@ def test_the_bundle_is_named_after_the_checkpoint(checkpoint: str, output: str) 
         ({"format": ("onnx",), "int8": True}, "model.onnx model_int8.onnx"),
         ({"format": ("tflite",)}, "model_fp32.tflite"),
         (
+            {"format": ("tflite",), "int8": True, "camera": 224},
+            "model_fp32.tflite model_int8.tflite model_int8_camera.tflite",
+        ),
+        (
             {"format": ("tflite", "onnx"), "int8": True, "half": True},
             "model.onnx model_int8.onnx model_fp32.tflite model_fp16.tflite model_int8.tflite",
         ),
@@ -74,6 +78,16 @@ def test_the_plan_says_what_it_calibrates_and_checks_on() -> None:
     real = "\n".join(make_plan("net", None, given).describe())
     assert "calibrated on 33 images of the training part of pets" in real
     assert "at most 44 labelled images of each part of pets" in real
+
+
+def test_what_mediapipe_refuses_is_said() -> None:
+    def said(**given: Any) -> str:
+        return " ".join(make_plan("net", None, given).describe())
+
+    assert "refuse" not in said(int8=True, io="uint8") + said(io="int8")
+    assert "MediaPipe and LiteRT.js refuse an int8 input" in said(int8=True, io="int8")
+    assert "MediaPipe refuses a batch of 2" in said(batch=2)
+    assert "refuse" not in said(int8=True, io="int8", batch=2, format="onnx")
 
 
 @pytest.mark.parametrize("text", ["onnx,tflite", " onnx , tflite ", ["onnx", "tflite"]])
@@ -129,6 +143,8 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         calib_samples=10,
         check_samples=20,
         seed=5,
+        camera=128,
+        author="Ada",
         limits=Limits(max_drop=2, min_agreement=0.5, max_kilobytes=10),
     )
     text = """
@@ -146,6 +162,8 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         calib_samples = 10
         check_samples = 20
         seed = 5
+        camera = 128
+        author = "Ada"
         [limits]
         max_drop = 2
         min_agreement = 0.5
@@ -224,6 +242,9 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
         ({"check_samples": 0}, "--check-samples 0 is outside"),
         ({"seed": -1}, "--seed -1 is outside 0 to"),
         ({"max_drop": float("nan")}, "max_drop nan is outside"),
+        ({"camera": 47, "int8": True}, "--camera 47 is outside 48 to 2048"),
+        ({"camera": 224}, "--camera makes an int8 TFLite model: add --int8"),
+        ({"camera": 224, "int8": True, "format": "onnx"}, "add --int8, and tflite to --format"),
         ({"half": True, "format": "onnx"}, "--half makes a TFLite model: add tflite to --format"),
     ],
 )
