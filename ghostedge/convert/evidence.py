@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
-from ghostedge.checkpoint import CALIBRATION, Checkpoint
 from ghostedge.convert.plan import Plan
 from ghostedge.data.sources import Source, match_classes, open_data, split
 from ghostedge.errors import GhostEdgeError
-from ghostedge.models.synthetic import synthesize
-from ghostedge.pixels import PixelContract
+
+if TYPE_CHECKING:
+    from ghostedge.convert.subject import Subject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,31 +34,27 @@ class Evidence:
     skipped: int = 0
 
 
-def gather(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    tensors: dict[str, np.ndarray],
-    net: nn.Module,
-    pixels: PixelContract,
-) -> Evidence:
+def gather(plan: Plan, subject: Subject) -> Evidence:
     """Read or make the images that the plan asks for.
 
     With data, calibration images come from its training part, stratified by class, and validation
     images from the split that the checkpoint records; where the data is not what the checkpoint was
     trained on, from the data's own validation part or a new split. Without, both are synthetic.
     """
-    stored = tensors.get(CALIBRATION)
-    if stored is not None and stored.shape[1] == pixels.size:
-        synthetic = stored
-    else:
-        synthetic = synthesize(net, pixels, seed=plan.seed)
+    if plan.int8 and plan.data is None and subject.synthesize is None:
+        raise GhostEdgeError(
+            f"{subject.name} has no BatchNorm to make calibration images from. Give real ones: --data DIR"
+        )
+    synthetic = subject.images(plan.seed)
     sets = {"synthetic": ImageSet(synthetic)}
     card: dict[str, Any]
     if plan.data is None:
+        subject.name_classes(None)
         card = {"kind": "synthetic", "images": len(synthetic), "sha256": _digest(synthetic)}
         return Evidence(synthetic, card, sets)
     data = open_data(plan.data)
-    train, rest, origin = _parts(data.train, data.val, checkpoint, plan)
+    names, size = subject.name_classes(data.classes), subject.pixels.size
+    train, rest, origin = _parts(data.train, data.val, subject, plan)
     card = {"kind": "real", "data": data.name, "validation": origin}
     skipped = 0
     for name, part in (("validation", rest), ("test", (data.test, None))):
@@ -67,16 +62,16 @@ def gather(
         if source is None:
             continue
         chosen = _sample(source, within, plan.check_samples, plan.seed)
-        images = source.read(pixels.size, chosen)
-        labels = match_classes(source.classes, checkpoint.labels)[images.labels]
+        images = source.read(size, chosen)
+        labels = match_classes(source.classes, names)[images.labels]
         sets[name] = ImageSet(images.pixels, labels)
         skipped += len(images.skipped)
     source, within = train
     chosen = _sample(source, within, plan.calib_samples, plan.seed)
-    images = source.read(pixels.size, chosen)
-    names = "\n".join(source.names[i] for i in images.indices)
+    images = source.read(size, chosen)
+    files = "\n".join(source.names[i] for i in images.indices)
     card["images"] = len(images)
-    card["names_sha256"] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    card["names_sha256"] = hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()
     card["sha256"] = _digest(images.pixels)
     return Evidence(images.pixels, card, sets, skipped + len(images.skipped))
 
@@ -86,17 +81,17 @@ Part = tuple[Source, "np.ndarray | None"]
 
 
 def _parts(
-    train: Source | None, val: Source | None, checkpoint: Checkpoint, plan: Plan
+    train: Source | None, val: Source | None, subject: Subject, plan: Plan
 ) -> tuple[Part, Part, str]:
     if train is None:
         raise GhostEdgeError(
             f"{plan.data} has no training images to calibrate on: put them into {plan.data}/train."
         )
-    match_classes(train.classes, checkpoint.labels)
+    match_classes(train.classes, subject.labels or ())
     if val is not None:
         return (train, None), (val, None), "the data's own validation part"
-    recorded = checkpoint.data.get("validation")
-    if recorded and checkpoint.data.get("fingerprint") == train.fingerprint:
+    recorded = subject.data.get("validation")
+    if recorded and subject.data.get("fingerprint") == train.fingerprint:
         fraction, seed = recorded["fraction"], recorded["seed"]
         origin = f"the split the checkpoint was chosen on ({fraction:g} of train, seed {seed})"
     else:
