@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, inliner, numpy_helper, version_converter
+from onnx import TensorProto, external_data_helper, helper, inliner, numpy_helper, version_converter
 
 from ghostedge.convert import to_onnx
 from ghostedge.convert.rewrites.graph import Graph, attributes
@@ -148,9 +148,11 @@ def _load(file: Path) -> onnx.ModelProto:
             f"{file} has {file.stat().st_size / 1e9:.1f} GB: nets of more than 1 GB are not for devices."
         )
     try:
-        model = onnx.load(file)
+        model = onnx.load(file, load_external_data=False)
         if not model.graph.node:
             raise ValueError("there is no graph in it")
+        _check_places(model, file.parent)
+        external_data_helper.load_external_data_for_model(model, str(file.parent))
         # Also what an IR version that is newer than the runtime would be refused for.
         model.ir_version = helper.find_min_ir_version_for(list(model.opset_import), True)
         model = inliner.inline_local_functions(model)
@@ -171,6 +173,15 @@ def _load(file: Path) -> onnx.ModelProto:
             "can be read: export it again with opset 17."
         )
     return model
+
+
+def _check_places(model: onnx.ModelProto, folder: Path) -> None:
+    """Raise ValueError where the model's data lies outside its folder; onnx itself follows links."""
+    for tensor in external_data_helper._get_all_tensors(model):
+        for entry in tensor.external_data:
+            place = folder / entry.value
+            if entry.key == "location" and folder.resolve() not in place.resolve().parents:
+                raise ValueError(f"{entry.value} is outside its folder")
 
 
 def _size(file: Path, height: int | None, width: int | None, wanted: int | None) -> int:

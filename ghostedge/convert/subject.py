@@ -208,7 +208,7 @@ def _from_module(plan: Plan, module: nn.Module) -> Subject:
     # It takes minutes where the net is large: only what is calibrated on is worth it.
     wanted = plan.int8 and plan.data is None
     norms = any(isinstance(m, nn.BatchNorm2d) and m.track_running_stats for m in net.modules())
-    counts = foreign_onnx.count(to_onnx.simplified(core(to_onnx.TFLITE_OPSET), 1))
+    counts = foreign_onnx.count(to_onnx.simplified(core(plan.opset), 1))
     return Subject(
         name=plan.model,
         kind="PyTorch module",
@@ -260,7 +260,7 @@ def _from_onnx(plan: Plan) -> Subject:
         found = net.run(reading.normalize(images))
         return found if softmax else _softmax(found)
 
-    counts = foreign_onnx.count(to_onnx.simplified(core(to_onnx.TFLITE_OPSET), 1))
+    counts = foreign_onnx.count(to_onnx.simplified(core(plan.opset), 1))
     return Subject(
         name=file.stem,
         kind="ONNX file",
