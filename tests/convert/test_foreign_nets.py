@@ -71,3 +71,35 @@ def test_torchvision_net(name: str, tmp_path: Path) -> None:
         assert max((float(np.max(s)) for s in scales if s is not None), default=0) < 100
         Interpreter(model_content=content).allocate_tensors()
     assert verify(made).ok
+
+
+@pytest.mark.slow
+def test_timm_onnx_file(tmp_path: Path) -> None:
+    """files/timm.onnx: written by timm 1.0.31's own timm.utils.onnx.onnx_export (opset 17, batch free).
+
+    A mobilenetv3_small of width 0.15 with a head of 96 channels, 51,692 parameters, its weights random
+    and calibrated as above.
+    """
+    file = Path(__file__).with_name("files") / "timm.onnx"
+    made = ghostedge.export(
+        file,
+        tmp_path / "out",
+        int8=True,
+        data="drawn",
+        max_drop=100.0,
+        calib_samples=40,
+        check_samples=20,
+        **IMAGENET,
+    )
+    assert next(iter(made.parity)) == "ONNX file"
+    for stage in ("exported ONNX", "model.onnx", "model_fp32.tflite"):
+        for parity in made.parity[stage].values():
+            assert parity["log_difference"] < 1e-3
+    assert made.manifest["source"]["source"] == "ONNX opset 17, pytorch 2.14.1"
+    assert set(made.manifest["artefacts"]) == {
+        "model.onnx",
+        "model_int8.onnx",
+        "model_fp32.tflite",
+        "model_int8.tflite",
+    }
+    assert verify(made).ok
