@@ -64,7 +64,7 @@ def find(path_or_name: str | Path) -> Path:
     if str(path_or_name) in known:
         return known[str(path_or_name)]
     raise GhostEdgeError(
-        f"{path_or_name} is neither a checkpoint file nor the name of shipped weights "
+        f"{path_or_name} is neither a file nor the name of shipped weights "
         f"({', '.join(known) or 'none in this installation'}).{nearest(str(path_or_name), known)}"
     )
 

@@ -52,8 +52,8 @@ def main() -> None:
 
 @app.command()
 def export(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint, or the name of shipped weights.")
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint, the name of shipped weights, or a .onnx file.")
     ],
     int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Add int8 models.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--no-half", help="Add fp16 TFLite.")] = None,
@@ -69,6 +69,14 @@ def export(
         str | None, typer.Option(help="Input and output of int8 TFLite: uint8, int8 or float32.")
     ] = None,
     imgsz: Annotated[int | None, typer.Option(help="Height and width of the input.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Of an .onnx file: a text file, one label a line.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="How an .onnx file reads pixels in 0-1, as in 0.485,0.456,0.406."),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="The same, as in 0.229,0.224,0.225.")] = None,
     batch: Annotated[int | None, typer.Option(help="Batch of the TFLite models.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
     calib_samples: Annotated[int | None, typer.Option(help="Images to calibrate on.")] = None,
@@ -85,7 +93,8 @@ def export(
         bool, typer.Option("--dry-run", help="Only print what would be done.")
     ] = False,
 ) -> None:
-    """Fold, convert, quantize and check a checkpoint; write a bundle."""
+    """Fold, convert, quantize and check a checkpoint or an .onnx file; write a bundle."""
+    from ghostedge.bundle import read_labels
     from ghostedge.checkpoint import find
     from ghostedge.convert.plan import make_plan
 
@@ -97,6 +106,9 @@ def export(
         "format": format,
         "io": io,
         "imgsz": imgsz,
+        "labels": None if labels is None else read_labels(labels),
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
         "batch": batch,
         "opset": opset,
         "calib_samples": calib_samples,
@@ -106,8 +118,8 @@ def export(
         "camera": camera,
         "author": author,
     }
-    plan = make_plan(checkpoint, recipe, given)
-    find(checkpoint)
+    plan = make_plan(model, recipe, given)
+    find(model)
     if dry_run:
         for line in plan.describe():
             print(line)
@@ -116,10 +128,12 @@ def export(
     from ghostedge.convert.report import calibration_line, stage_tables
 
     bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
-    print("Every stage against the unfolded PyTorch net")
+    print("Every stage against the first")
     for table in stage_tables(bundle.manifest):
         _table(*table)
     print(calibration_line(bundle.manifest))
+    for line in bundle.manifest.get("warnings", []):
+        print(f"WARNING: {line}")
     print(f"Wrote {bundle.path}: {', '.join(bundle.manifest['artefacts'])}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,23 @@ class PixelContract:
             raise GhostEdgeError(
                 f"An image size of {self.size} is outside 24 to 256, which these networks are for."
             )
+
+    @classmethod
+    def of_unit(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> PixelContract:
+        """Return the contract of mean and std as torchvision and timm write them: for pixels in 0-1.
+
+        One number stands for all three channels. Raises GhostEdgeError for values beyond 1, which are
+        meant for pixels in 0-255, and for a std that is not above 0.
+        """
+        channels = []
+        for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+            if len(values) not in (1, 3) or not all(low < value <= 1 for value in values):
+                raise GhostEdgeError(
+                    f"A {name} of {list(values)} is not one or three numbers for pixels between 0 and 1: "
+                    "divide numbers for 0-255 by 255."
+                )
+            channels.append(tuple(255 * value for value in values) * (3 // len(values)))
+        return cls(size, *channels)  # type: ignore[arg-type]
 
     @property
     def is_default(self) -> bool:

@@ -195,10 +195,10 @@ def test_shipped_weights_are_found_by_name(
     assert list(checkpoint.shipped()) == ["ghostnetv3-small-0.5x"]
     assert checkpoint.read("ghostnetv3-small-0.5x")[0] == CARD
     message = refused("ghostnetv3-small-0.5")
-    assert "ghostnetv3-small-0.5 is neither a checkpoint file nor the name" in message
+    assert "ghostnetv3-small-0.5 is neither a file nor the name" in message
     assert "Did you mean ghostnetv3-small-0.5x?" in message
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.safetensors"):
-        assert "is neither a checkpoint file nor the name of shipped weights" in refused(path)
+        assert "is neither a file nor the name of shipped weights" in refused(path)

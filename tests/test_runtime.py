@@ -218,7 +218,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
             Classifier(tmp_path / name)
     with pytest.raises(GhostEdgeError, match="is a folder without manifest"):
         Classifier(tmp_path)
-    with pytest.raises(GhostEdgeError, match="neither a checkpoint file nor the name"):
+    with pytest.raises(GhostEdgeError, match="neither a file nor the name"):
         Classifier("ghostnetv9")
     weights = tmp_path / "weights.pth"
     torch.save({}, weights)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from ghostedge.checkpoint import CALIBRATION, Checkpoint
 from ghostedge.convert.plan import Plan
 from ghostedge.data.sources import Source, match_classes, open_data, split
 from ghostedge.errors import GhostEdgeError
 from ghostedge.evaluate import paired
-from ghostedge.models.synthetic import synthesize
-from ghostedge.pixels import PixelContract, span
+from ghostedge.pixels import span
+
+if TYPE_CHECKING:
+    from ghostedge.convert.subject import Subject
 
 FEW_COPIES = 0.05
 """Share of calibration images that may be evaluation images too: they are left out."""
@@ -49,13 +48,7 @@ class Evidence:
     skipped: int = 0
 
 
-def gather(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    tensors: dict[str, np.ndarray],
-    net: nn.Module,
-    pixels: PixelContract,
-) -> Evidence:
+def gather(plan: Plan, subject: Subject) -> Evidence:
     """Read or make the images that the plan asks for.
 
     With data, calibration images come from its training part, stratified by class, and validation
@@ -63,18 +56,20 @@ def gather(
     trained on, from the data's own validation part or a new split, and its pixels are checked
     (`check_pixels`). No evaluation image is calibrated on. Without data, both are synthetic.
     """
-    stored = tensors.get(CALIBRATION)
-    if stored is not None and stored.shape[1] == pixels.size:
-        synthetic = stored
-    else:
-        synthetic = synthesize(net, pixels, seed=plan.seed)
+    if plan.int8 and plan.data is None and subject.synthesize is None:
+        raise GhostEdgeError(
+            f"{subject.name} has no BatchNorm to make calibration images from. Give real ones: --data DIR"
+        )
+    synthetic = subject.images(plan.seed)
     sets = {"synthetic": ImageSet(synthetic)}
     card: dict[str, Any]
     if plan.data is None:
+        subject.name_classes(None)
         card = {"kind": "synthetic", "images": len(synthetic), "sha256": _digest(synthetic)}
         return Evidence(synthetic, card, sets)
     data = open_data(plan.data)
-    train, rest, origin = _parts(data.train, data.val, checkpoint, plan)
+    names, size = subject.name_classes(data.classes), subject.pixels.size
+    train, rest, origin = _parts(data.train, data.val, subject, plan)
     card = {"kind": "real", "data": data.name, "validation": origin}
     skipped = 0
     for name, part in (("validation", rest), ("test", (data.test, None))):
@@ -82,8 +77,8 @@ def gather(
         if source is None:
             continue
         chosen = sample(source, within, plan.check_samples, plan.seed)
-        images = source.read(pixels.size, chosen)
-        labels = match_classes(source.classes, checkpoint.labels)[images.labels]
+        images = source.read(size, chosen)
+        labels = match_classes(source.classes, names)[images.labels]
         sets[name] = ImageSet(images.pixels, labels)
         skipped += len(images.skipped)
     source, within = train
@@ -91,15 +86,16 @@ def gather(
     chosen, left_out = _without_copies(
         source, chosen, {"validation": rest, "test": (data.test, None)}
     )
-    images = source.read(pixels.size, chosen)
-    if checkpoint.data.get("fingerprint") != source.fingerprint:
-        labels = match_classes(source.classes, checkpoint.labels)[images.labels]
-        trained_on = checkpoint.data.get("pixels") or span(synthetic)
-        check_pixels(source.name, ImageSet(images.pixels, labels), trained_on, net, pixels)
-    names = "\n".join(source.names[i] for i in images.indices)
+    images = source.read(size, chosen)
+    if subject.data.get("fingerprint") != source.fingerprint:
+        labels = match_classes(source.classes, names)[images.labels]
+        trained_on = subject.data.get("pixels") or span(synthetic)
+        given = ImageSet(images.pixels, labels)
+        check_pixels(source.name, given, trained_on, subject.reference)
+    files = "\n".join(source.names[i] for i in images.indices)
     card["images"] = len(images)
     card["copies_left_out"] = left_out
-    card["names_sha256"] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    card["names_sha256"] = hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()
     card["sha256"] = _digest(images.pixels)
     return Evidence(images.pixels, card, sets, skipped + len(images.skipped))
 
@@ -128,7 +124,10 @@ def _without_copies(
 
 
 def check_pixels(
-    name: str, images: ImageSet, trained_on: Sequence[int], net: nn.Module, pixels: PixelContract
+    name: str,
+    images: ImageSet,
+    trained_on: Sequence[int],
+    predict: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Raise GhostEdgeError for images whose pixels are on another scale than the net was trained on.
 
@@ -155,7 +154,7 @@ def check_pixels(
     assert images.labels is not None
     tried = slice(None, None, max(1, len(images.pixels) // TRIED))
     some, labels = images.pixels[tried], images.labels[tried]
-    right, negatives = (_top1(net, pixels, p) == labels for p in (some, 255 - some))
+    right, negatives = (predict(p).argmax(1) == labels for p in (some, 255 - some))
     gain, interval = paired(negatives, right)
     if gain - interval > INVERTED:
         raise GhostEdgeError(
@@ -164,31 +163,22 @@ def check_pixels(
         )
 
 
-def _top1(net: nn.Module, pixels: PixelContract, images: np.ndarray) -> np.ndarray:
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(images), 100):
-            values = pixels.normalize(images[start : start + 100]).transpose(0, 3, 1, 2)
-            found.append(net(torch.from_numpy(np.ascontiguousarray(values))).argmax(1).numpy())
-    return np.concatenate(found)
-
-
 Part = tuple[Source, "np.ndarray | None"]
 """A source and the indices into it that belong to the part, None for all."""
 
 
 def _parts(
-    train: Source | None, val: Source | None, checkpoint: Checkpoint, plan: Plan
+    train: Source | None, val: Source | None, subject: Subject, plan: Plan
 ) -> tuple[Part, Part, str]:
     if train is None:
         raise GhostEdgeError(
             f"{plan.data} has no training images to calibrate on: put them into {plan.data}/train."
         )
-    match_classes(train.classes, checkpoint.labels)
+    match_classes(train.classes, subject.labels or ())
     if val is not None:
         return (train, None), (val, None), "the data's own validation part"
-    recorded = checkpoint.data.get("validation")
-    if recorded and checkpoint.data.get("fingerprint") == train.fingerprint:
+    recorded = subject.data.get("validation")
+    if recorded and subject.data.get("fingerprint") == train.fingerprint:
         fraction, seed = recorded["fraction"], recorded["seed"]
         origin = f"the split the checkpoint was chosen on ({fraction:g} of train, seed {seed})"
     else:

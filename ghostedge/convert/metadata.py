@@ -20,6 +20,7 @@ import numpy as np
 from ghostedge.bundle import LABELS
 from ghostedge.convert.check import Stage
 from ghostedge.convert.rewrites.flat import Flat, schema
+from ghostedge.convert.to_onnx import PRODUCER
 from ghostedge.pixels import PixelContract
 
 FIELDS = {
@@ -100,7 +101,7 @@ def into_onnx(model: Any, facts: Facts, measured: str) -> None:
     from onnx import helper
 
     size = facts.pixels.size
-    model.producer_name = "ghostedge"
+    model.producer_name = PRODUCER
     props = {
         "name": facts.name,
         "description": _description(facts, size, measured),

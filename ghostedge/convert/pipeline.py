@@ -26,6 +26,8 @@ from ghostedge.files import atomic_directory, sha256
 from ghostedge.pixels import enlarged
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ghostedge.convert.check import Stage
     from ghostedge.evaluate import Evaluation
 
@@ -74,7 +76,7 @@ class Bundle(os.PathLike[str]):
 
 
 def export(
-    checkpoint: str | os.PathLike[str],
+    model: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str] | None = None,
     *,
     recipe: str | None = None,
@@ -84,6 +86,9 @@ def export(
     data: str | None = None,
     io: str | None = None,
     imgsz: int | None = None,
+    labels: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     batch: int | None = None,
     opset: int | None = None,
     calib_samples: int | None = None,
@@ -94,10 +99,12 @@ def export(
     author: str | None = None,
     say: Say = lambda line: None,
 ) -> Bundle:
-    """Fold, convert, quantize and check a checkpoint; return the bundle that was written.
+    """Fold, convert, quantize and check a classifier; return the bundle that was written.
 
     Args:
-        checkpoint: a .safetensors checkpoint, or the name of shipped weights.
+        model: a .safetensors checkpoint, the name of shipped weights, a .onnx file, or any
+            `torch.nn.Module` from (batch, 3, imgsz, imgsz) to logits or probabilities (batch, classes);
+            a module is copied and stays as it is.
         output: folder of the bundle, "<name>-export" by default; an older bundle there is replaced.
         recipe: a named set of the options below ("app", "web", ...) or a .toml file.
         int8: add model_int8.tflite and model_int8.onnx.
@@ -105,7 +112,11 @@ def export(
         format: "onnx", "tflite" or both (the default).
         data: labelled images to calibrate and check on (see `ghostedge.data.sources.open_data`).
         io: input and output type of model_int8.tflite: "uint8" (default), "int8" or "float32".
-        imgsz: height and width of the input, the checkpoint's by default.
+        imgsz: height and width of the input, the checkpoint's or the file's by default.
+        labels: names of a foreign net's classes, in output order; by default those of `data`, else
+            "class 0" and so on.
+        mean, std: how a foreign net reads pixels: (pixel / 255 - mean) / std, one number or one a
+            channel, as torchvision and timm write them.
         batch: batch of the TFLite models; ONNX leaves it free.
         opset: ONNX opset, 17 by default.
         calib_samples, check_samples: how many images of `data` to calibrate and to check on.
@@ -127,6 +138,9 @@ def export(
         "data": data,
         "io": io,
         "imgsz": imgsz,
+        "labels": labels,
+        "mean": mean,
+        "std": std,
         "batch": batch,
         "opset": opset,
         "calib_samples": calib_samples,
@@ -136,13 +150,15 @@ def export(
         "camera": camera,
         "author": author,
     }
-    return run(make_plan(os.fspath(checkpoint), recipe, given), say)
+    if isinstance(model, (str, os.PathLike)):
+        return run(make_plan(os.fspath(model), recipe, given), say)
+    return run(make_plan(type(model).__name__, recipe, given), say, model)
 
 
-def run(plan: Plan, say: Say) -> Bundle:
-    """Carry out a plan; `say` is called with a line at each step."""
+def run(plan: Plan, say: Say, module: nn.Module | None = None) -> Bundle:
+    """Carry out a plan, for `module` where one is given; `say` is called with a line at each step."""
     with atomic_directory(plan.output, is_bundle) as folder:
-        _Export(plan, folder, say).run()
+        _Export(plan, folder, say, module).run()
         made = Bundle(folder)
     made.path = plan.output  # what it measured is its own, whatever another export puts there
     return made
@@ -151,10 +167,11 @@ def run(plan: Plan, say: Say) -> Bundle:
 class _Export:
     """One export under way, in the folder that becomes the bundle."""
 
-    def __init__(self, plan: Plan, folder: Path, say: Say) -> None:
-        self.plan, self.folder, self.say = plan, folder, say
+    def __init__(self, plan: Plan, folder: Path, say: Say, module: nn.Module | None) -> None:
+        self.plan, self.folder, self.say, self.module = plan, folder, say, module
         self.seconds: dict[str, float] = {}
         self.stages: list[Stage] = []
+        self.warnings: list[str] = []
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -172,8 +189,9 @@ class _Export:
         with self.step("gather images"):
             from ghostedge.convert.evidence import gather
 
-            self.evidence = gather(plan, self.card, self.tensors, self.net, self.pixels)
-        with self.step("check unfolded and folded"):
+            self.evidence = gather(plan, self.subject)
+            self.labels = self.subject.name_classes(None)
+        with self.step(f"check {' and '.join((self.subject.kind, *self.subject.forms))}"):
             self.reference()
         with tempfile.TemporaryDirectory(prefix="ghostedge-") as scratch:
             self.scratch = Path(scratch)
@@ -206,32 +224,29 @@ class _Export:
             import onnxsim  # noqa: F401
             import torch  # noqa: F401
 
-            from ghostedge import checkpoint
-            from ghostedge.models import fold, profile
+            from ghostedge.convert.subject import open_subject
         except ImportError as error:
             raise require(error.name or "torch", "export") from error
-        self.file = checkpoint.find(self.plan.checkpoint)
-        self.card, self.tensors = checkpoint.read(self.file)
-        self.net = checkpoint.network(self.card, self.tensors, str(self.file))
-        size = self.plan.imgsz or self.card.pixels.size
-        self.pixels = dataclasses.replace(self.card.pixels, size=size)
+        self.subject = open_subject(self.plan, self.module)
+        self.pixels = self.subject.pixels
+        size = self.pixels.size
         if self.plan.camera is not None and self.plan.camera % size:
             raise GhostEdgeError(
                 f"--camera {self.plan.camera} is no multiple of the image size, {size}: "
                 f"{size * max(2, 224 // size)} is one."
             )
-        self.profile = profile(self.net, size)
-        self.folded = fold(self.net)
 
     def reference(self) -> None:
-        """Run the unfolded net on every set: all else is compared with it."""
-        self.expected = {}
-        for name, images in self.evidence.sets.items():
-            self.expected[name] = _probabilities(self.net, self.pixels, images.pixels)
-        self.compare("unfolded", "fp32", lambda name, images: self.expected[name])
-        self.compare(
-            "folded", "fp32", lambda _, images: _probabilities(self.folded, self.pixels, images)
-        )
+        """Run the float reference on every set: all else is compared with it."""
+        sets = self.evidence.sets
+        self.expected = {n: self.subject.reference(images.pixels) for n, images in sets.items()}
+        self.compare(self.subject.kind, "fp32", lambda name, images: self.expected[name])
+        if "validation" in sets:
+            self.warnings = self.subject.doubts(sets["validation"], self.expected["validation"])
+        for line in self.warnings:
+            self.say(f"WARNING: {line}")
+        for name, form in self.subject.forms.items():
+            self.check(name, "fp32", form)
 
     def compare(
         self, name: str, precision: str, run: Callable[[str, np.ndarray], np.ndarray]
@@ -247,16 +262,19 @@ class _Export:
         self.stages.append(stage)
         judge(stage, self.plan.limits)
 
+    def check(self, name: str, precision: str, predict: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.compare(name, precision, lambda _, images: predict(images))
+
     def check_file(self, name: str, path: Path) -> None:
         from ghostedge.runtime import BATCH, Classifier
 
         model = Classifier(path, threads=os.cpu_count() or 1)
 
-        def run(_: str, images: np.ndarray) -> np.ndarray:
+        def run(images: np.ndarray) -> np.ndarray:
             parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
             return np.concatenate([model(enlarged(part, model.size)) for part in parts])
 
-        self.compare(name, _precision(name), run)
+        self.check(name, _precision(name), run)
 
     def to_onnx(self) -> None:
         import onnx
@@ -264,7 +282,7 @@ class _Export:
         from ghostedge.convert import to_onnx
         from ghostedge.convert.rewrites import rewrite
 
-        core = to_onnx.core(self.folded, self.pixels, self.plan.opset)
+        core = self.subject.core(self.plan.opset)
         exported = self.scratch / "exported.onnx"
         onnx.save(to_onnx.with_raw_pixels(core), exported)
         self.check_file("exported ONNX", exported)
@@ -274,7 +292,7 @@ class _Export:
         if "onnx" in self.plan.format:
             shutil.copy(self.model, self.folder)
         if "tflite" in self.plan.format:
-            core = to_onnx.core(self.folded, self.pixels, to_onnx.TFLITE_OPSET)
+            core = self.subject.core(to_onnx.TFLITE_OPSET)
             rewritten = rewrite(to_onnx.simplified(core, self.plan.batch))
             onnx.save(rewritten, self.scratch / "core.onnx")
 
@@ -322,13 +340,13 @@ class _Export:
         """Write what is known and what was measured into the models themselves."""
         from ghostedge.convert.metadata import Facts, accuracy, write
 
-        source = self.card.to_json()
+        source = self.subject.source
         facts = Facts(
-            name=self.card.name,
-            version=sha256(self.file)[:12],
+            name=self.subject.name,
+            version=source["sha256"][:12],
             author=self.plan.author or f"ghostedge {ghostedge.__version__}",
-            licence=source["licence"],
-            labels=self.card.labels,
+            licence=source.get("licence"),
+            labels=self.labels,
             pixels=self.pixels,
         )
         stages = {stage.name: stage for stage in self.stages}
@@ -353,7 +371,7 @@ class _Export:
         from ghostedge.convert.audit import audit
         from ghostedge.convert.report import write_reports
 
-        (self.folder / LABELS).write_text("".join(f"{x}\n" for x in self.card.labels), "utf-8")
+        (self.folder / LABELS).write_text("".join(f"{x}\n" for x in self.labels), "utf-8")
         golden, expected = self.golden()
         # numpy's own savez stamps the time of writing on each member.
         _save_npz(self.folder / GOLDEN, golden)
@@ -364,14 +382,9 @@ class _Export:
         manifest = {
             "format": FORMAT,
             "ghostedge": ghostedge.__version__,
-            "name": self.card.name,
-            "source": {
-                "file": self.file.name,
-                "sha256": sha256(self.file),
-                "profile": self.profile._asdict(),
-                **{k: v for k, v in self.card.to_json().items() if k not in ("labels", "pixels")},
-            },
-            "labels": self.card.labels,
+            "name": self.subject.name,
+            "source": self.subject.source,
+            "labels": self.labels,
             "pixels": self.pixels.to_json(),
             "artefacts": artefacts,
             "files": {n: {"sha256": sha256(self.folder / n)} for n in (LABELS, GOLDEN)},
@@ -382,6 +395,7 @@ class _Export:
             "skipped_images": self.evidence.skipped,
             "opset": self.plan.opset,
             "limits": dataclasses.asdict(self.plan.limits),
+            **({"warnings": self.warnings} if self.warnings else {}),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         write_manifest(self.folder, manifest)
@@ -417,9 +431,9 @@ class _Export:
             return {}
         after = self.preferred()
         model = Classifier(self.folder / after, threads=os.cpu_count() or 1)
-        predicted = {"unfolded": self.expected[name], after: model(images.pixels)}
+        predicted = {self.subject.kind: self.expected[name], after: model(images.pixels)}
         return {
-            f"{stage}, {name} images": Evaluation(self.card.labels, images.labels, p.argmax(1), [])
+            f"{stage}, {name} images": Evaluation(self.labels, images.labels, p.argmax(1), [])
             for stage, p in predicted.items()
         }
 
@@ -458,7 +472,7 @@ class _Export:
 
     def describe(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        classes = len(self.card.labels)
+        classes = len(self.labels)
         size = self.plan.camera if name == CAMERA else self.pixels.size
         onnx = name.endswith(".onnx")
         dtype = "float32" if onnx or _precision(name) != "int8" else self.plan.io
@@ -483,18 +497,6 @@ class _Export:
 
 def _precision(name: str) -> str:
     return next((p for p in ("int8", "fp16") if p in name), "fp32")
-
-
-def _probabilities(net: Any, pixels: Any, images: np.ndarray) -> np.ndarray:
-    import torch
-
-    outputs = []
-    with torch.inference_mode():
-        for start in range(0, len(images), 100):
-            values = pixels.normalize(images[start : start + 100]).transpose(0, 3, 1, 2)
-            batch = torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
-            outputs.append(net(batch).softmax(1).numpy())
-    return np.concatenate(outputs)
 
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -45,7 +45,8 @@ class Limits:
 class Plan:
     """The options of one export; the names are those of the command line's flags."""
 
-    checkpoint: str
+    model: str
+    """A checkpoint, a .onnx file, the name of shipped weights, or the class of a torch module."""
     output: Path
     int8: bool = False
     half: bool = False
@@ -53,6 +54,10 @@ class Plan:
     data: str | None = None
     io: str = "uint8"
     imgsz: int | None = None
+    labels: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    """With std: how a foreign net reads pixels in 0-1; a checkpoint has its own."""
+    std: tuple[float, ...] | None = None
     batch: int = 1
     opset: int = 17
     calib_samples: int = 500
@@ -111,8 +116,10 @@ class Plan:
     def describe(self) -> list[str]:
         """Return the plan as lines for a person."""
         lines = [
-            f"export {self.checkpoint} to {self.output}",
-            "fold the branches and BatchNorms (float64)",
+            f"export {self.model} to {self.output}",
+            "fold the branches and BatchNorms (float64)"
+            if not self.model.endswith(".onnx")
+            else "read the graph and fold the normalisation at its start",
             f"convert to ONNX, opset {self.opset}, batch axis free, simplified by onnxsim",
         ]
         if "tflite" in self.format:
@@ -153,6 +160,7 @@ _TOML = {
     "int": ("a whole number", (int,)),
     "float": ("a number", (int, float)),
     "tuple[str, ...]": ("a list", (list,)),
+    "tuple[float, ...]": ("a list", (list,)),
 }
 """For each type of an option: what a recipe calls its values, and as what they are read."""
 
@@ -164,7 +172,7 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.toml"))}
 
 
-def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> Plan:
+def make_plan(model: str, recipe: str | None, given: Mapping[str, Any]) -> Plan:
     """Return the plan of an export: the recipe's options, overruled by those `given`.
 
     None among the `given` means not given; their format may be text, "onnx,tflite". Raises
@@ -181,10 +189,14 @@ def make_plan(checkpoint: str, recipe: str | None, given: Mapping[str, Any]) -> 
         if isinstance(formats, str):
             formats = [name.strip() for name in formats.split(",")]
         options["format"] = tuple(formats)
+    for key in ("labels", "mean", "std"):
+        if key in options:
+            options[key] = tuple(options[key])
     # Not the stem, which would cut ghostnetv3-small-1.0x.
-    options.setdefault("output", f"{Path(checkpoint).name.removesuffix('.safetensors')}-export")
+    name = Path(model).name.removesuffix(".safetensors").removesuffix(".onnx")
+    options.setdefault("output", f"{name}-export")
     options["output"] = Path(options["output"])
-    return Plan(checkpoint, limits=Limits(**limits), **options)
+    return Plan(model, limits=Limits(**limits), **options)
 
 
 def _read_recipe(name: str) -> dict[str, Any]:
@@ -203,7 +215,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
         section: {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(options)}
         for section, options in (("export", Plan), ("limits", Limits))
     }
-    del types["export"]["checkpoint"], types["export"]["limits"]
+    del types["export"]["model"], types["export"]["limits"]
     found: dict[str, Any] = {}
     for section, keys in types.items():
         table = content.pop(section, {})

@@ -63,7 +63,7 @@ def stage_tables(manifest: dict[str, Any]) -> list[StageTable]:
             row = [stage, size]
             if parity["top1"] is not None:
                 lost = f"{parity['drop']:.2f} ± {parity['drop_interval']:.2f}"
-                row += [f"{parity['top1']:.2f}%", lost if stage != "unfolded" else ""]
+                row += [f"{parity['top1']:.2f}%", lost if parity is not first else ""]
             row += [f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
             rows.append(row)
         tables.append(StageTable(f"{first['images']} {name} images", header, rows))
@@ -80,7 +80,7 @@ def calibration_line(manifest: dict[str, Any]) -> str:
             f"int8 is calibrated on {card['images']} synthetic images, made from the network's own "
             "BatchNorm statistics; no data was given. Real images may give a better model: --data DIR."
         )
-        measured = manifest["source"]["accuracy"].get("int8")
+        measured = manifest["source"].get("accuracy", {}).get("int8")
         if measured is not None:  # shipped weights carry it, see benchmarks/ship_weights.py
             drops = {
                 kind: " and ".join(

@@ -21,18 +21,23 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import MIDDLE, STEP, PixelContract
 
 IMAGE, PROBABILITIES = "image", "probabilities"
+PRODUCER = "ghostedge"
+"""Names a model that takes raw pixels and gives probabilities."""
 TFLITE_OPSET = 17
 """What TFLite is made from, whatever opset model.onnx has: from 18 on, onnx2tf 1.29 resizes odd maps
 wrongly."""
 
 
-def core(deployed: nn.Module, pixels: PixelContract, opset: int) -> onnx.ModelProto:
+def core(
+    deployed: nn.Module, pixels: PixelContract, opset: int, softmax: bool = True
+) -> onnx.ModelProto:
     """Export (batch, 3, size, size) values `(pixel - 128) / 64` -> (batch, classes) probabilities.
 
-    The batch axis is free. A pixel contract other than the default becomes a 1x1 depthwise
-    convolution in front, which is exact also where the first convolution pads.
+    The batch axis is free; `softmax` adds one to a net that ends in logits. A pixel contract other
+    than the default becomes a 1x1 depthwise convolution in front, which is exact also where the first
+    convolution pads.
     """
-    parts: list[nn.Module] = [deployed, nn.Softmax(1)]
+    parts: list[nn.Module] = [deployed, *[nn.Softmax(1)] * softmax]
     if not pixels.is_default:
         parts.insert(0, _reading(pixels))
     buffer = io.BytesIO()

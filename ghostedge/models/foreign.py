@@ -6,7 +6,6 @@ code (2404.11202) and timm's `ghostnetv3_*`. All three name their tensors alike.
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -219,14 +218,7 @@ def _pixels(
 ) -> PixelContract:
     mean = source.mean if mean is None else mean
     std = source.std if std is None else std
-    for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
-        if len(values) != 3 or not all(low < value <= 1 for value in values):
-            raise GhostEdgeError(
-                f"A {name} of {list(values)} is not three numbers for pixels between 0 and 1 "
-                f"(this network's source has {list(getattr(source, name))})."
-            )
-    red_green_blue = [tuple(255 * value for value in values) for values in (mean, std)]
-    return PixelContract(source.size if size is None else size, *red_green_blue)  # type: ignore[arg-type]
+    return PixelContract.of_unit(source.size if size is None else size, mean, std)
 
 
 def _place(

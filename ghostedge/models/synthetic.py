@@ -30,7 +30,9 @@ def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarr
     Raises GhostEdgeError for a network without BatchNorm.
     """
     net = copy.deepcopy(net).eval().requires_grad_(False)
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
+    ]
     if not norms:
         raise GhostEdgeError(
             "This network has no BatchNorm to make calibration images from. Give real ones: --data DIR"
@@ -46,15 +48,11 @@ def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarr
             + ((var + norm.eps).sqrt() / scale.sqrt() - 1).square().mean()
         )
 
-    images = min(64, max(8, 64 * 32**2 // pixels.size**2))
     generator = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
     low, high = (0 - mean) / std, (255 - mean) / std
-    # Noise of all scales at once, which is what natural images are made of.
-    start = torch.zeros(images, 3, pixels.size, pixels.size)
-    for size in itertools.takewhile(lambda s: s <= pixels.size, (2**n for n in range(1, 9))):
-        noise = torch.randn(images, 3, size, size, generator=generator)
-        start += 0.4 * F.interpolate(noise, (pixels.size, pixels.size), mode="bilinear")
+    start = _start(pixels.size, generator)
+    images = len(start)
     canvas = (start * (high - low) / 4 + (high + low) / 2).clamp(low, high).requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=0.1)
     for norm in norms:
@@ -76,6 +74,27 @@ def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarr
             canvas.clamp_(low, high)
     raw = (canvas.detach() * std + mean).round().clamp(0, 255).to(torch.uint8)
     return raw.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def noise(size: int, seed: int = 0) -> np.ndarray:
+    """Return images of coloured noise, as many as `synthesize` does, for nets that it cannot do.
+
+    uint8 (images, size, size, 3). They serve to compare models; to calibrate on they are too unlike
+    real images.
+    """
+    start = _start(size, torch.Generator().manual_seed(seed))
+    raw = ((start + 2) * (255 / 4)).round().clamp(0, 255).to(torch.uint8)
+    return raw.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _start(side: int, generator: torch.Generator) -> Tensor:
+    """Return noise of all scales at once, which is what natural images are made of, around 0."""
+    images = min(64, max(8, 64 * 32**2 // side**2))
+    start = torch.zeros(images, 3, side, side)
+    for size in itertools.takewhile(lambda s: s <= side, (2**n for n in range(1, 9))):
+        values = torch.randn(images, 3, size, size, generator=generator)
+        start += 0.4 * F.interpolate(values, (side, side), mode="bilinear")
+    return start
 
 
 def _mixtures(images: int, classes: int) -> Tensor:

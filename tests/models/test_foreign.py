@@ -196,7 +196,7 @@ def test_what_is_given_wins(tmp_path: Path) -> None:
         ({"labels": ["a", "b"]}, "2 labels were given for a network of 10 classes"),
         ({"size": 20}, "outside 24 to 256"),
         ({"mean": (123, 116, 103)}, "between 0 and 1"),
-        ({"mean": (0.5, 0.5)}, "not three numbers"),
+        ({"mean": (0.5, 0.5)}, "not one or three numbers"),
         ({"std": (0.2, 0.2, 0)}, "between 0 and 1"),
         ({"std": (0.2, 0.2, float("nan"))}, "between 0 and 1"),
     ],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import onnx
 
 from ghostedge.convert.rewrites.average_pool import average_pool
+from ghostedge.convert.rewrites.channel_shuffle import channel_shuffle
 from ghostedge.convert.rewrites.depthwise import depthwise
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.convert.rewrites.full_lanes import full_lanes
@@ -21,6 +22,7 @@ from ghostedge.convert.rewrites.graph import captured
 from ghostedge.convert.rewrites.hard_sigmoid import hard_sigmoid
 from ghostedge.convert.rewrites.hard_sigmoid_clip import hard_sigmoid_clip
 from ghostedge.convert.rewrites.nearest_upsample import nearest_upsample
+from ghostedge.convert.rewrites.padded_max_pool import padded_max_pool
 from ghostedge.convert.rewrites.strided_concat import strided_concat
 from ghostedge.convert.rewrites.thin_concat import thin_concat
 from ghostedge.convert.rewrites.wide_concat import wide_concat
@@ -32,6 +34,8 @@ TFLITE: tuple[Pass, ...] = (
     nearest_upsample,
     average_pool,
     hard_sigmoid,
+    channel_shuffle,
+    padded_max_pool,
     thin_concat,
     strided_concat,
 )
