@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -166,17 +166,45 @@ class Simulation(nn.Module):
             found[name] = -zero * scale, (255 - zero) * scale
         return found
 
-    def forward(self, images: Tensor, watch: Watch | None = None) -> Tensor:
-        """Return the simulated output; `watch` sees every tensor before it is rounded."""
+    def operations(self) -> dict[str, set[str]]:
+        """Return what each operation, a fused activation included, reads and writes, by its output.
+
+        Copies are left out: they round nothing of their own.
+        """
+        found: dict[str, set[str]] = {}
+        swallowed: dict[str, list[str]] = {}
+        for node, _ in self.graph.nodes:
+            output, reads = node.output[0], list(node.input)
+            for name in node.input:
+                reads += swallowed.get(name, [])
+            if output not in self.graph.quantized:
+                swallowed[output] = reads
+            elif node.op_type not in COPIES and output != self.graph.output:
+                found[output] = {*reads, output}
+        return found
+
+    def forward(
+        self, images: Tensor, watch: Watch | None = None, only: Collection[str] | None = None
+    ) -> Tensor:
+        """Return the simulated output.
+
+        `watch` sees every tensor before it is rounded; `only` names the tensors and weights that are
+        rounded, all by default.
+        """
+        weights = round_weights(self.graph)
 
         def rounded(name: str, value: Tensor) -> Tensor:
             value = watch(name, value) if watch else value
             key = self.group.get(name)
-            if key is None or name == self.graph.output:
+            spared = only is not None and name not in only
+            if key is None or name == self.graph.output or spared:
                 return value
             return _Round.apply(value, self.logs[_key(key)], self.zeros[key])
 
-        return self.graph(images, rounded, round_weights(self.graph))
+        def weighed(name: str, value: Tensor) -> Tensor:
+            return value if only is not None and name not in only else weights(name, value)
+
+        return self.graph(images, rounded, weighed)
 
 
 class _Round(torch.autograd.Function):
