@@ -41,10 +41,12 @@ BATCH = 64
 # x86 without VNNI its sums saturate.
 PREFERENCE = (
     ("litert", "int8"),
+    ("litert", "mixed"),
     ("litert", "fp32"),
     ("litert", "fp16"),
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
+    ("onnxruntime", "mixed"),
 )
 
 
@@ -83,23 +85,29 @@ class Backend:
         raise NotImplementedError
 
 
+def interpreter(content: bytes, threads: int = 1, kernels: str = "default") -> Any:
+    """Return LiteRT's interpreter of the content of a .tflite file, its tensors allocated.
+
+    Raises ValueError or RuntimeError for content that LiteRT cannot run.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolver = OpResolverType.BUILTIN_REF if kernels == "reference" else OpResolverType.AUTO
+    with _silent():
+        # Only content is verified before use: LiteRT 2.1.0 crashes on a truncated file by path.
+        net = Interpreter(
+            model_content=content, num_threads=threads, experimental_op_resolver_type=resolver
+        )
+        net.allocate_tensors()
+    return net
+
+
 class LiteRT(Backend):
     runtime = "litert"
 
     def __init__(self, path: Path, threads: int, kernels: str) -> None:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        resolver = OpResolverType.BUILTIN_REF if kernels == "reference" else OpResolverType.AUTO
         try:
-            # Only content is verified before use: LiteRT 2.1.0 crashes on a truncated file by path.
-            content = path.read_bytes()
-            with _silent():
-                self.net = Interpreter(
-                    model_content=content,
-                    num_threads=threads,
-                    experimental_op_resolver_type=resolver,
-                )
-                self.net.allocate_tensors()
+            self.net = interpreter(path.read_bytes(), threads, kernels)
         except (OSError, ValueError, RuntimeError) as error:
             raise _unreadable(path, "LiteRT", error) from error
         inputs, outputs = self.net.get_input_details(), self.net.get_output_details()
@@ -124,8 +132,12 @@ class LiteRT(Backend):
         self.dtype = np.dtype(self.output["dtype"])
         if self.dtype != np.float32:
             self.step, self.zero_point = self.output["quantization"]
-        held = {tensor["dtype"] for tensor in self.net.get_tensor_details()}
-        self.precision = "int8" if np.int8 in held else "fp16" if np.float16 in held else "fp32"
+        outer = {self.input["index"], self.output["index"]}
+        details = [t for t in self.net.get_tensor_details() if t["index"] not in outer]
+        held = {tensor["dtype"] for tensor in details}
+        self.precision = "fp16" if np.float16 in held else "fp32"
+        if np.int8 in held:
+            self.precision = "mixed" if np.float32 in held else "int8"
 
     def prepare(self, images: np.ndarray) -> None:
         kind = self.input["dtype"]
@@ -229,7 +241,8 @@ class Classifier:
 
     Attributes:
         path: the file that was loaded.
-        runtime: "litert", "onnxruntime" or "torch"; precision: "int8", "fp16" or "fp32".
+        runtime: "litert", "onnxruntime" or "torch"; precision: "fp32", "fp16", "int8", or "mixed"
+            where a quantized .tflite also computes in float.
         size: height and width of its images; labels: names of its classes, in output order.
         step: one step of a quantized output in probability, None where outputs are floats.
         backend: the model in its runtime.

@@ -26,6 +26,7 @@ from ghostedge.files import atomic_directory, sha256
 
 if TYPE_CHECKING:
     from ghostedge.convert.check import Stage
+    from ghostedge.evaluate import Evaluation
 
 Say = Callable[[str], None]
 
@@ -41,6 +42,7 @@ TOLERANCES = {
     ("litert", "fp16", "default"): (1e-2, "probability"),
 }
 FLOAT_TOLERANCE = (1e-4, "probability")
+NOISE_IMAGES, TIMED_RUNS = 64, 50
 
 
 class Bundle(os.PathLike[str]):
@@ -279,12 +281,17 @@ class _Export:
                 )
 
     def publish(self) -> None:
+        from ghostedge.convert.audit import audit
         from ghostedge.convert.report import write_reports
 
         (self.folder / LABELS).write_text("".join(f"{x}\n" for x in self.card.labels), "utf-8")
         golden, expected = self.golden()
         # numpy's own savez stamps the time of writing on each member.
         _save_npz(self.folder / GOLDEN, golden)
+        artefacts = {name: self.describe(name) for name in self.plan.artefacts}
+        for name, entry in artefacts.items():
+            entry["audit"] = audit(self.folder / name)
+            entry["precision"] = entry["audit"]["precision"]
         manifest = {
             "format": FORMAT,
             "ghostedge": ghostedge.__version__,
@@ -297,10 +304,11 @@ class _Export:
             },
             "labels": self.card.labels,
             "pixels": self.pixels.to_json(),
-            "artefacts": {name: self.describe(name) for name in self.plan.artefacts},
+            "artefacts": artefacts,
             "files": {n: {"sha256": sha256(self.folder / n)} for n in (LABELS, GOLDEN)},
             "golden": {"images": len(golden["images"]), "expected": expected},
             "stages": [stage.to_json() for stage in self.stages],
+            "signal_to_noise": self.noise(),
             "calibration": self.evidence.calibration_card if self.plan.int8 else None,
             "skipped_images": self.evidence.skipped,
             "opset": self.plan.opset,
@@ -308,11 +316,56 @@ class _Export:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         _write_json(self.folder / MANIFEST, manifest)
-        from ghostedge.latency.timing import machine
-
-        timings = {"seconds": self.seconds, "machine": machine()}
+        with self.step("time and profile"):
+            timings = {"seconds": self.seconds, **self.measure()}
         _write_json(self.folder / "timings.json", timings)
-        write_reports(self.folder, manifest)
+        write_reports(self.folder, manifest, timings, self.confusions())
+
+    def preferred(self) -> str:
+        """The artefact that the report looks into: TFLite before ONNX, int8 before the others."""
+        return min(self.plan.artefacts, key=lambda n: (not n.endswith(".tflite"), "int8" not in n))
+
+    def noise(self) -> list[dict[str, Any]]:
+        """Compare the layers of the int8 and the fp32 .tflite, where there are both."""
+        files = [self.folder / f"model_{precision}.tflite" for precision in ("fp32", "int8")]
+        if not all(file.exists() for file in files):
+            return []
+        from ghostedge.convert.noise import signal_to_noise
+
+        sets = self.evidence.sets
+        images = sets.get("validation", sets["synthetic"]).pixels[:NOISE_IMAGES]
+        return signal_to_noise(files[0], files[1], images)
+
+    def confusions(self) -> dict[str, Evaluation]:
+        """Return what was taken for what on labelled images: test where there are, else validation."""
+        from ghostedge.evaluate import Evaluation
+        from ghostedge.runtime import Classifier
+
+        name = next((n for n in ("test", "validation") if n in self.evidence.sets), "synthetic")
+        images = self.evidence.sets[name]
+        if images.labels is None:
+            return {}
+        after = self.preferred()
+        model = Classifier(self.folder / after, threads=os.cpu_count() or 1)
+        predicted = {"unfolded": self.expected[name], after: model(images.pixels)}
+        return {
+            f"{stage}, {name} images": Evaluation(self.card.labels, images.labels, p.argmax(1), [])
+            for stage, p in predicted.items()
+        }
+
+    def measure(self) -> dict[str, Any]:
+        """Time all artefacts side by side and take one apart; of this machine at this moment."""
+        from ghostedge.latency.profile import profile
+        from ghostedge.latency.timing import bench
+
+        names = [self.folder / name for name in self.plan.artefacts]
+        latency = bench(names, runs=TIMED_RUNS).to_json()
+        for row in latency["rows"]:
+            row["model"] = Path(row["model"]).name
+        here = f"{self.folder}{os.sep}"  # it goes when the bundle takes its place
+        latency["warnings"] = [line.replace(here, "") for line in latency["warnings"]]
+        taken_apart = profile(self.folder / self.preferred()).to_json()
+        return {"machine": latency.pop("machine"), "latency": latency, "profile": taken_apart}
 
     def golden(self) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
         """Return the golden images with every artefact's outputs, and how exact each is expected."""

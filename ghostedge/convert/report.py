@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,30 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ghostedge.bundle import GOLDEN
+from ghostedge.evaluate import Evaluation
 
 SETS = ("synthetic", "validation", "test")
+GROUPS = {
+    "CONV_2D": "convolutions",
+    "DEPTHWISE_CONV_2D": "convolutions",
+    "FULLY_CONNECTED": "convolutions",
+    "ADD": "sums and products",
+    "MUL": "sums and products",
+}
+"""Colours of the signal-to-noise plot; what is not named is "others"."""
+PLOT = (360, 210)
+"""Width and height in units of the page's text at phone width."""
+LISTED, MATRIX = 8, 30
+"""Lowest layers and largest weights that are listed; most classes that a matrix is drawn for."""
+
+
+AUDIT_NOTE = (
+    "Called int8: every operator computes in integers, but for conversions and, at the very ends, the "
+    "normalisation of pixels and the softmax; mixed: other float is left in a quantized file. MMACs "
+    "are those that the file runs. Activations: the memory that holds all of one run at once, each "
+    "from the operator that makes it to the last that reads it, largest first at the lowest free "
+    "address; scratch is not in it. Of ONNX files: after ONNX Runtime's own fusions."
+)
 
 
 class StageTable(NamedTuple):
@@ -31,17 +54,17 @@ def stage_tables(manifest: dict[str, Any]) -> list[StageTable]:
         first = parities[0][1]
         if first is None:
             continue
-        header = ["stage", "kB", "same class", "largest difference"]
-        if first["top1"] is not None:
-            header += ["top-1", "points lost"]
+        labelled = ["top-1", "points lost"] if first["top1"] is not None else []
+        header = ["stage", "kB", *labelled, "same class", "largest difference"]
         rows = []
         for stage, parity in parities:
             artefact = manifest["artefacts"].get(stage)
             size = f"{artefact['bytes'] / 1000:.0f}" if artefact else ""
-            row = [stage, size, f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
+            row = [stage, size]
             if parity["top1"] is not None:
                 lost = f"{parity['drop']:.2f} ± {parity['drop_interval']:.2f}"
                 row += [f"{parity['top1']:.2f}%", lost if stage != "unfolded" else ""]
+            row += [f"{parity['agreement']:.2%}", f"{parity['difference']:.1g}"]
             rows.append(row)
         tables.append(StageTable(f"{first['images']} {name} images", header, rows))
     return tables
@@ -77,8 +100,17 @@ def calibration_line(manifest: dict[str, Any]) -> str:
     )
 
 
-def write_reports(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write report.md and report.html into a bundle."""
+def write_reports(
+    folder: Path,
+    manifest: dict[str, Any],
+    timings: dict[str, Any],
+    confusions: dict[str, Evaluation],
+) -> None:
+    """Write report.md and report.html into a bundle.
+
+    timings: what timings.json holds, with `latency` (`BenchResult.to_json`) and `profile`
+    (`Profile.to_json`). confusions: by stage, of the same labelled images; empty without.
+    """
     environment = Environment(
         loader=PackageLoader("ghostedge.convert", "templates"),
         autoescape=lambda name: name is not None and name.startswith("report.html"),
@@ -87,15 +119,87 @@ def write_reports(folder: Path, manifest: dict[str, Any]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    layers = manifest["signal_to_noise"]
     facts = {
         "manifest": manifest,
         "tables": stage_tables(manifest),
         "calibration": calibration_line(manifest),
+        "attempts": attempts_table(manifest),
+        "timings": timings,
+        "confusions": confusions,
+        "matrix": len(manifest["labels"]) <= MATRIX,
+        "audits": [
+            {"name": name, **artefact["audit"], "largest": _largest(artefact["audit"])}
+            for name, artefact in sorted(manifest["artefacts"].items())
+        ],
+        "lowest": sorted(layers, key=lambda layer: layer["decibels"])[:LISTED],
+        "plot": noise_plot(layers),
+        "audit_note": AUDIT_NOTE,
         "golden_png": _contact_sheet(folder),
     }
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.jinja").render(facts)
         (folder / name).write_text(text, "utf-8")
+
+
+def attempts_table(manifest: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """Return the heading and rows of what was tried to stay within the limit, None for nothing.
+
+    `manifest["attempts"]` is a list of flat dictionaries; their keys become the heading.
+    """
+    attempts = manifest.get("attempts")
+    if not attempts:
+        return None
+    keys = list(dict.fromkeys(key for attempt in attempts for key in attempt))
+    rows = [[_text(attempt.get(key)) for key in keys] for attempt in attempts]
+    return [key.replace("_", " ") for key in keys], rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return "" if value is None else str(value)
+
+
+def noise_plot(layers: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return points, grid lines and groups of the signal-to-noise plot, in units of `PLOT`."""
+    if not layers:
+        return None
+    width, height = PLOT
+    left, right, top, bottom = 26, 4, 8, 16
+    highest = 10 * math.ceil(max(10.0, *(layer["decibels"] for layer in layers)) / 10)
+    lowest = 10 * math.floor(min(0.0, *(layer["decibels"] for layer in layers)) / 10)
+
+    def vertical(decibels: float) -> float:
+        share = (highest - decibels) / (highest - lowest)
+        return round(top + share * (height - top - bottom), 1)
+
+    step = (width - left - right - 8) / max(1, len(layers) - 1)
+    groups = [GROUPS.get(layer["operator"], "others") for layer in layers]
+    return {
+        "width": width,
+        "height": height,
+        "left": left,
+        "right": width - right,
+        "grid": [(vertical(value), value) for value in range(lowest, highest + 1, 10)],
+        "groups": list(dict.fromkeys(groups)),
+        "points": [
+            {
+                "x": round(left + 4 + index * step, 1),
+                "y": vertical(layer["decibels"]),
+                "group": list(dict.fromkeys(groups)).index(group),
+                "title": f"{layer['operator']} {layer['name']}: {layer['decibels']} dB",
+            }
+            for index, (layer, group) in enumerate(zip(layers, groups, strict=True))
+        ],
+    }
+
+
+def _largest(audit: dict[str, Any]) -> list[dict[str, Any]]:
+    layers = audit["weights"]["layers"]
+    return sorted(layers, key=lambda layer: -layer["bytes"])[:LISTED]
 
 
 def _contact_sheet(folder: Path) -> str:

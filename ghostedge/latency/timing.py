@@ -8,7 +8,7 @@ import importlib
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,11 @@ def _rounds(classifiers: list[Classifier], runs: int) -> np.ndarray:
         invokes.append(backend.invoke)
         for _ in range(WARM_UP):
             backend.invoke()
+    return rounds(invokes, runs)
+
+
+def rounds(invokes: Sequence[Callable[[], object]], runs: int) -> np.ndarray:
+    """Time each in every round, as `PROTOCOL` says; milliseconds, float64 (invokes, runs)."""
     times = np.empty((len(invokes), runs))
     collecting = gc.isenabled()
     gc.disable()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
@@ -23,9 +24,7 @@ class Flat:
         self.tensors: list[Any] = self.graph.tensors
 
     def __bytes__(self) -> bytes:
-        builder = _Builder(1 << 20)
-        builder.Finish(self.model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return _packed(self.model)
 
     def operators(self, kind: int) -> Iterator[Any]:
         return (op for op in list(self.graph.operators) if self.kind(op) == kind)
@@ -68,6 +67,36 @@ class Flat:
             return None
         return [int(side) for side in entry.shape]
 
+    def part(self, operators: Sequence[Any], outputs: Sequence[int]) -> bytes:
+        """Return the file of a model of some operators alone, in the order given.
+
+        Its inputs are the computed tensors that they read and do not make, the model's own ones
+        first; its outputs are the tensors `outputs`.
+        """
+        made = {t for op in operators for t in op.outputs}
+        read = [t for op in operators for t in op.inputs if t >= 0 and t not in made]
+        given = [t for t in self.graph.inputs if t in read]
+        given += [t for t in read if self.data(t) is None]
+        numbers = {t: i for i, t in enumerate(dict.fromkeys([*given, *read, *sorted(made)]))}
+        result, graph = copy.copy(self.model), copy.copy(self.graph)
+        result.buffers = [schema.BufferT()]
+        graph.tensors = []
+        for old in numbers:
+            tensor = copy.copy(self.tensors[old])
+            if self.data(old) is not None:
+                result.buffers.append(self.model.buffers[tensor.buffer])
+            tensor.buffer = 0 if self.data(old) is None else len(result.buffers) - 1
+            graph.tensors.append(tensor)
+        graph.operators = [copy.copy(op) for op in operators]
+        for op in graph.operators:
+            op.inputs = [numbers.get(t, -1) for t in op.inputs]
+            op.outputs = [numbers[t] for t in op.outputs]
+        graph.inputs = [numbers[t] for t in dict.fromkeys(given)]
+        graph.outputs = [numbers[t] for t in outputs]
+        result.subgraphs = [graph]
+        result.metadata = result.metadataBuffer = result.signatureDefs = None
+        return _packed(result)
+
     def add(self, tensor: Any) -> int:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
@@ -106,6 +135,12 @@ class Flat:
         model.buffers = [model.buffers[buffer] for buffer in buffers]
         for holder in holders:
             holder.buffer = buffers.index(holder.buffer)
+
+
+def _packed(model: Any) -> bytes:
+    builder = _Builder(1 << 16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 class _Builder(flatbuffers.Builder):
