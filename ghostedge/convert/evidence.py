@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ghostedge.checkpoint import CALIBRATION, Checkpoint
 from ghostedge.convert.plan import Plan
 from ghostedge.data.sources import Source, match_classes, open_data, split
 from ghostedge.errors import GhostEdgeError
+from ghostedge.evaluate import paired
 from ghostedge.models.synthetic import synthesize
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import PixelContract, span
+
+FEW_COPIES = 0.05
+"""Share of calibration images that may be evaluation images too: they are left out."""
+OTHER_SCALE = 6
+"""How many times wider or narrower than in training the span of the pixels may be. Night pictures of a
+net for daylight stay below 4; pixels saved as 0..31, 0..15 or 0..1 give 8, 17 and 255."""
+INVERTED = 10
+"""Points of top-1 that inverting the images may gain."""
+LIMITED = (16, 235)
+"""Lowest and highest pixel of video levels."""
+TRIED = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +60,8 @@ def gather(
 
     With data, calibration images come from its training part, stratified by class, and validation
     images from the split that the checkpoint records; where the data is not what the checkpoint was
-    trained on, from the data's own validation part or a new split. Without, both are synthetic.
+    trained on, from the data's own validation part or a new split, and its pixels are checked
+    (`check_pixels`). No evaluation image is calibrated on. Without data, both are synthetic.
     """
     stored = tensors.get(CALIBRATION)
     if stored is not None and stored.shape[1] == pixels.size:
@@ -66,19 +81,96 @@ def gather(
         source, within = part
         if source is None:
             continue
-        chosen = _sample(source, within, plan.check_samples, plan.seed)
+        chosen = sample(source, within, plan.check_samples, plan.seed)
         images = source.read(pixels.size, chosen)
         labels = match_classes(source.classes, checkpoint.labels)[images.labels]
         sets[name] = ImageSet(images.pixels, labels)
         skipped += len(images.skipped)
     source, within = train
-    chosen = _sample(source, within, plan.calib_samples, plan.seed)
+    chosen = sample(source, within, plan.calib_samples, plan.seed)
+    chosen, left_out = _without_copies(
+        source, chosen, {"validation": rest, "test": (data.test, None)}
+    )
     images = source.read(pixels.size, chosen)
+    if checkpoint.data.get("fingerprint") != source.fingerprint:
+        labels = match_classes(source.classes, checkpoint.labels)[images.labels]
+        trained_on = checkpoint.data.get("pixels") or span(synthetic)
+        check_pixels(source.name, ImageSet(images.pixels, labels), trained_on, net, pixels)
     names = "\n".join(source.names[i] for i in images.indices)
     card["images"] = len(images)
+    card["copies_left_out"] = left_out
     card["names_sha256"] = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
     card["sha256"] = _digest(images.pixels)
     return Evidence(images.pixels, card, sets, skipped + len(images.skipped))
+
+
+def _without_copies(
+    source: Source, chosen: np.ndarray, parts: dict[str, tuple[Source | None, np.ndarray | None]]
+) -> tuple[np.ndarray, int]:
+    """Return the chosen images without those that are in an evaluation part too, and how many were.
+
+    Raises GhostEdgeError when they are more than FEW_COPIES: then the parts are no parts.
+    """
+    copied: set[int] = set()
+    for name, (other, within) in parts.items():
+        if other is None:
+            continue
+        pairs = source.copies(chosen, other, np.arange(len(other)) if within is None else within)
+        copied.update(index for index, _ in pairs)
+        if len(copied) > FEW_COPIES * len(chosen):
+            first, match = pairs[0]
+            raise GhostEdgeError(
+                f"{len(pairs)} of {len(chosen)} calibration images of {source.name} are {name} images "
+                f"too ({source.names[first]} is {other.names[match]} of {other.name}), so that figures "
+                "on these would prove nothing: remove the copies from one of the two."
+            )
+    return np.array([i for i in chosen if i not in copied], np.int64), len(copied)
+
+
+def check_pixels(
+    name: str, images: ImageSet, trained_on: Sequence[int], net: nn.Module, pixels: PixelContract
+) -> None:
+    """Raise GhostEdgeError for images whose pixels are on another scale than the net was trained on.
+
+    `trained_on` is the `span` of the training images' pixels, of synthetic ones where a checkpoint does
+    not record it. Three rules, each far from what dark, bright or grey pictures do:
+    the images' span is OTHER_SCALE times wider or narrower; the lowest and the highest pixel are 16 and
+    235, where training went beyond both; or the net names INVERTED points more of the labels when it
+    gets the negatives, the interval of a paired comparison considered.
+    """
+    low, high = span(images.pixels)
+    ranges = (
+        f"The pixels of the calibration images of {name} go from {low} to {high} (99% of them), those "
+        f"of the images that the net was trained on from {trained_on[0]} to {trained_on[1]}"
+    )
+    ratio = max(high - low, 1) / max(trained_on[1] - trained_on[0], 1)
+    if not 1 / OTHER_SCALE <= ratio <= OTHER_SCALE:
+        raise GhostEdgeError(f"{ranges}: save them on the same scale.")
+    ends = int(images.pixels.min()), int(images.pixels.max())
+    if ends == LIMITED and trained_on[0] < LIMITED[0] and trained_on[1] > LIMITED[1]:
+        raise GhostEdgeError(
+            f"{ranges}, and none of them is below 16 or above 235: these are video levels; "
+            "stretch them to 0 to 255."
+        )
+    assert images.labels is not None
+    tried = slice(None, None, max(1, len(images.pixels) // TRIED))
+    some, labels = images.pixels[tried], images.labels[tried]
+    right, negatives = (_top1(net, pixels, p) == labels for p in (some, 255 - some))
+    gain, interval = paired(negatives, right)
+    if gain - interval > INVERTED:
+        raise GhostEdgeError(
+            f"{ranges}, and the net names {100 * right.mean():.0f}% of {len(some)} of them, but "
+            f"{100 * negatives.mean():.0f}% of their negatives: they are inverted; invert them back."
+        )
+
+
+def _top1(net: nn.Module, pixels: PixelContract, images: np.ndarray) -> np.ndarray:
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(images), 100):
+            values = pixels.normalize(images[start : start + 100]).transpose(0, 3, 1, 2)
+            found.append(net(torch.from_numpy(np.ascontiguousarray(values))).argmax(1).numpy())
+    return np.concatenate(found)
 
 
 Part = tuple[Source, "np.ndarray | None"]
@@ -109,7 +201,7 @@ def _parts(
     return (train, kept), (train, held_out), origin
 
 
-def _sample(source: Source, within: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+def sample(source: Source, within: np.ndarray | None, count: int, seed: int) -> np.ndarray:
     """Return up to `count` sorted indices, the same share of each class, drawn with the seed."""
     pool = np.arange(len(source)) if within is None else within
     if count >= len(pool):

@@ -170,6 +170,9 @@ class _Export:
             if "tflite" in plan.format:
                 with self.step("convert to TFLite"):
                     self.to_tflite()
+            if plan.int8 and "tflite" in plan.format:
+                with self.step("quantize for TFLite"):
+                    self.to_int8_tflite()
             if plan.int8 and "onnx" in plan.format:
                 with self.step("quantize for ONNX Runtime"):
                     self.to_int8_onnx()
@@ -253,12 +256,19 @@ class _Export:
         from ghostedge.convert import to_tflite
         from ghostedge.convert.rewrites import finish
 
-        wanted = [_precision(name) for name in self.plan.artefacts if name.endswith(".tflite")]
-        np.save(self.scratch / to_tflite.CALIBRATION, self.evidence.calibration)
-        to_tflite.convert(self.scratch, wanted, self.plan.io)
+        wanted = ["fp32"] + ["fp16"] * self.plan.half
+        to_tflite.convert(self.scratch, wanted)
         for precision in wanted:
             name = f"model_{precision}.tflite"
             (self.folder / name).write_bytes(finish((self.scratch / name).read_bytes()))
+
+    def to_int8_tflite(self) -> None:
+        from ghostedge.convert import ranges, to_int8_tflite
+
+        model = (self.folder / "model_fp32.tflite").read_bytes()
+        observed = ranges.observe(model, self.evidence.calibration)
+        quantized = to_int8_tflite.quantize(model, observed, self.plan.io)
+        (self.folder / "model_int8.tflite").write_bytes(quantized)
 
     def to_int8_onnx(self) -> None:
         from ghostedge.convert import to_int8_onnx

@@ -67,7 +67,7 @@ VERSIONS = {
     **dict.fromkeys(COPYING | FIXED.keys(), 2),
     **dict.fromkeys((OPS.ADD, OPS.SUB, OPS.MUL, OPS.MEAN, OPS.RELU, OPS.RELU6, OPS.LEAKY_RELU), 2),
     **dict.fromkeys((OPS.RESHAPE, OPS.SQUEEZE, OPS.EXPAND_DIMS, OPS.HARD_SWISH, OPS.QUANTIZE), 1),
-    # 2 says int8 too, but BUILTIN_REF registers 1 only (rewrites.old_version).
+    # 2 says int8 too, but BUILTIN_REF of LiteRT 2.1.0 registers 1 only.
     OPS.DEPTH_TO_SPACE: 1,
     OPS.CONV_2D: 3,
     OPS.DEPTHWISE_CONV_2D: 3,
@@ -272,21 +272,25 @@ class _Quantizer:
                 tensor = parent[tensor]
             return tensor
 
-        tensors = [self.image, *(t for op in self.ops for t in op.outputs)]
-        tensors = self.values(tensors)
+        tensors = self.values([self.image, *(t for op in self.ops for t in op.outputs)])
+        # A copy has the range of what it is a copy of; a padding may be as low as no other value.
+        copied: set[int] = set()
         for op in self.ops:
             if op not in self.floats and self.flat.kind(op) in COPYING:
-                first, *rest = [*self.values(op.inputs), *self.constants(op), *op.outputs]
+                first, *rest = self.values(op.inputs) + self.constants(op) + list(op.outputs)
                 for tensor in rest:
                     parent[root(tensor)] = root(first)
+                copied.update(op.outputs)
+                if self.flat.kind(op) == OPS.PADV2:
+                    copied.update(self.constants(op))
         members: dict[int, list[int]] = {}
         for tensor in sorted({*tensors, *parent}):
             members.setdefault(root(tensor), []).append(tensor)
         scales = {}
         for group in members.values():
             known = [self.fixed[tensor] for tensor in group if tensor in self.fixed]
-            affine = known[0] if known else _affine(*[self.range(t) for t in group])
-            scales.update(dict.fromkeys(group, affine))
+            sources = [self.range(tensor) for tensor in group if tensor not in copied]
+            scales.update(dict.fromkeys(group, known[0] if known else _affine(*sources)))
         return scales
 
     def range(self, tensor: int) -> tuple[float, float]:
@@ -319,7 +323,7 @@ class _Quantizer:
         values = self.constant(tensor)
         shared = self.flat.kind(op) in COPYING
         affine = self.scales[op.outputs[0]] if shared else _affine(self.range(tensor))
-        steps = np.rint(values / np.float32(affine.scale)) + affine.zero_point
+        steps = np.rint(values.astype(np.float64) / affine.scale) + affine.zero_point
         steps = np.clip(steps, -128, 127).astype(np.int8)
         return self.stored(tensor, steps, np.array([affine.scale]), 0, affine.zero_point)
 
@@ -360,21 +364,24 @@ class _Quantizer:
     def ends(self) -> None:
         """Give the model the input and output type that was asked for."""
         graph = self.flat.graph
-        if self.io == "float32":
-            graph.outputs = [self.in_float(self.scores)]
-            return
-        graph.outputs = [self.in_int8(self.scores)]
-        if self.io == "int8":
-            return
-        inside, result = self.image, graph.outputs[0]
-        outside = [self.copy_of(tensor, "uint8") for tensor in (inside, result)]
-        for tensor, scale in zip(
-            outside, (self.scales[inside], self.scales[self.scores]), strict=True
-        ):
-            self.set_type(tensor, TYPES.UINT8, scale._replace(zero_point=scale.zero_point + 128))
-        self.made.insert(0, self.operator(OPS.QUANTIZE, outside[0], inside))
-        self.made.append(self.operator(OPS.QUANTIZE, result, outside[1]))
-        graph.inputs, graph.outputs = outside[:1], outside[1:]
+        inside = self.image
+        result = (self.in_float if self.io == "float32" else self.in_int8)(self.scores)
+        graph.inputs, graph.outputs = [inside], [result]
+        if self.io == "uint8":
+            graph.inputs = [self.as_uint8(inside)]
+            graph.outputs = [self.as_uint8(result)]
+            self.made.insert(0, self.operator(OPS.QUANTIZE, graph.inputs[0], inside))
+            self.made.append(self.operator(OPS.QUANTIZE, result, graph.outputs[0]))
+        for signature in self.flat.model.signatureDefs or []:
+            signature.inputs[0].tensorIndex = graph.inputs[0]
+            signature.outputs[0].tensorIndex = graph.outputs[0]
+
+    def as_uint8(self, tensor: int) -> int:
+        """Return a tensor for the same values, in uint8."""
+        added = self.copy_of(tensor, "uint8")
+        scale = self.scales[self.image if tensor == self.image else self.scores]
+        self.set_type(added, TYPES.UINT8, scale._replace(zero_point=scale.zero_point + 128))
+        return added
 
     def copy_of(self, tensor: int, what: str = "copy") -> int:
         entry = copy.copy(self.flat.tensors[tensor])

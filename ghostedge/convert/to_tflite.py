@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,18 @@ import numpy as np
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import MIDDLE, STEP
 
-CORE, CALIBRATION, JOB = "core.onnx", "calibration.npy", "job.json"
+CORE, JOB = "core.onnx", "job.json"
 SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 """onnx2tf fetches a file of this name from the internet unless the working directory has it."""
 
 
-def convert(folder: Path, wanted: list[str], io: str) -> None:
-    """Write the `wanted` models ("fp32", "fp16", "int8") as model_*.tflite into `folder`.
+def convert(folder: Path, wanted: list[str]) -> None:
+    """Write the `wanted` models ("fp32", "fp16") as model_*.tflite into `folder`; they take raw pixels.
 
-    `folder` holds core.onnx, with a fixed batch, and for int8 calibration.npy, raw uint8 pixels
-    (images, size, size, 3). `io` is the input and output type of the int8 model.
+    `folder` holds core.onnx, with a fixed batch.
     Raises GhostEdgeError with the converter's last words when it fails.
     """
-    (folder / JOB).write_text(json.dumps({"wanted": wanted, "io": io}))
+    (folder / JOB).write_text(json.dumps({"wanted": wanted}))
     np.save(folder / SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
     root = str(Path(__file__).parents[2])
     environment = {
@@ -77,48 +75,18 @@ def main(folder: Path) -> None:
         verbosity="error",
         **backend,
     )
-    shape = tuple(net.inputs[0].shape)
-    signature = [tf.TensorSpec(shape, tf.float32, name="image")]
-
-    @tf.function(input_signature=signature)
-    def core(image: Any) -> dict[str, Any]:
-        return {"probabilities": net(image)}
+    signature = [tf.TensorSpec(net.inputs[0].shape, tf.float32, name="image")]
 
     @tf.function(input_signature=signature)
     def raw(image: Any) -> dict[str, Any]:
         return {"probabilities": net((image - MIDDLE) * (1 / STEP))}
 
-    def converter(function: Any) -> Any:
-        return tf.lite.TFLiteConverter.from_concrete_functions(
-            [function.get_concrete_function()], net
-        )
-
-    # A float input needs the normalisation inside; an integer one is it (ghostedge.pixels).
-    floating = job["io"] == "float32"
     for precision in job["wanted"]:
-        if precision == "int8":
-            made = converter(raw if floating else core)
+        made = tf.lite.TFLiteConverter.from_concrete_functions([raw.get_concrete_function()], net)
+        if precision == "fp16":
             made.optimizations = [tf.lite.Optimize.DEFAULT]
-            made.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            made.representative_dataset = lambda: _samples(folder, shape, floating)
-            made.inference_input_type = made.inference_output_type = tf.dtypes.as_dtype(job["io"])
-        else:
-            made = converter(raw)
-            if precision == "fp16":
-                made.optimizations = [tf.lite.Optimize.DEFAULT]
-                made.target_spec.supported_types = [tf.float16]
+            made.target_spec.supported_types = [tf.float16]
         (folder / f"model_{precision}.tflite").write_bytes(made.convert())
-
-
-def _samples(folder: Path, shape: tuple[int, ...], raw: bool) -> Iterator[list[np.ndarray]]:
-    images = np.load(folder / CALIBRATION)
-    batch = shape[0]
-    for start in range(0, len(images), batch):
-        part = np.resize(images[start : start + batch], shape).astype(np.float32)
-        if start == 0:
-            # Min-max calibration then finds the whole range of a pixel: the input's scale is fixed.
-            part[0, 0, 0], part[0, 0, 1] = 0, 255
-        yield [part if raw else (part - MIDDLE) / STEP]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,28 @@ class Source:
         """Return what stands for the content of one image in the fingerprint."""
         raise NotImplementedError
 
+    def _digest(self, index: int) -> bytes:
+        """Return a hash by which one image is known among those whose `_content` is the same."""
+        return hashlib.sha256(self._image(index, 32).tobytes()).digest()
+
+    def copies(
+        self, indices: np.ndarray, other: Source, others: np.ndarray
+    ) -> list[tuple[int, int]]:
+        """Return which images at `indices` are stored in `other`, too, at `others`: pairs of indices.
+
+        The whole content is compared: equal bytes of files, equal pixels of arrays.
+        """
+        contents = {self._content(int(index)) for index in indices}
+        maybe = {int(i): c for i in others if (c := other._content(int(i))) in contents}
+        alike = set(maybe.values())
+        found = {other._digest(index): index for index in reversed(maybe)}
+        pairs = (
+            (int(index), found.get(self._digest(int(index))))
+            for index in indices
+            if self._content(int(index)) in alike
+        )
+        return [(index, match) for index, match in pairs if match is not None]
+
     def read(
         self,
         size: int,
@@ -159,6 +181,9 @@ class FolderSource(Source):
 
     def _content(self, index: int) -> bytes:
         return str(os.path.getsize(self.files[index])).encode()
+
+    def _digest(self, index: int) -> bytes:
+        return hashlib.sha256(Path(self.files[index]).read_bytes()).digest()
 
 
 @dataclasses.dataclass(frozen=True)

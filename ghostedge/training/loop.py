@@ -28,7 +28,7 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.files import atomic_file, reported
 from ghostedge.models import create, parse_name
 from ghostedge.models.synthetic import synthesize
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import PixelContract, span
 from ghostedge.training.batches import Batches
 
 
@@ -152,6 +152,7 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
         images, val_images = source.read(size, train_indices), source.read(size, val_indices)
         card["validation"] = {"fraction": recipe.validation, "seed": recipe.seed}
     card["images"] = len(images)
+    card["pixels"] = span(images.pixels)
     return images, val_images, card
 
 

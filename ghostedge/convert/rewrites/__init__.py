@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 import onnx
 
 from ghostedge.convert.rewrites.average_pool import average_pool
-from ghostedge.convert.rewrites.copied_scale import copied_scale
 from ghostedge.convert.rewrites.depthwise import depthwise
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.convert.rewrites.gate_product import gate_product
 from ghostedge.convert.rewrites.graph import captured
 from ghostedge.convert.rewrites.hard_sigmoid import hard_sigmoid
 from ghostedge.convert.rewrites.nearest_upsample import nearest_upsample
-from ghostedge.convert.rewrites.old_version import old_version
 from ghostedge.convert.rewrites.strided_concat import strided_concat
 from ghostedge.convert.rewrites.thin_concat import thin_concat
 
@@ -36,8 +34,8 @@ TFLITE: tuple[Pass, ...] = (
 )
 """Before the converter, on the simplified ONNX graph."""
 
-CONVERTED: tuple[FlatPass, ...] = (depthwise, copied_scale, gate_product, old_version)
-"""After the converter, on the .tflite file."""
+CONVERTED: tuple[FlatPass, ...] = (depthwise, gate_product)
+"""After the converter, on the float .tflite files; int8 is made of the result."""
 
 
 def rewrite(model: onnx.ModelProto, passes: Sequence[Pass] = TFLITE) -> onnx.ModelProto:

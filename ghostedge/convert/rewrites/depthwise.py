@@ -38,10 +38,7 @@ def depthwise(model: Flat) -> int:
         shape = model.tensors[index].shape
         items = stored.reshape(*shape, -1)  # the last axis is the bytes of a value
         for tensor in chain:
-            entry = model.tensors[tensor]
-            entry.shape = np.array([1, *shape[1:3], shape[0]], np.int32)
-            if entry.quantization is not None:
-                entry.quantization.quantizedDimension = 3
+            model.tensors[tensor].shape = np.array([1, *shape[1:3], shape[0]], np.int32)
         moved = items.transpose(3, 1, 2, 0, 4)
         model.set_data(chain[-1], np.ascontiguousarray(moved))
         for op in convs:
@@ -58,7 +55,6 @@ def depthwise(model: Flat) -> int:
             new.depthMultiplier = 1
             op.builtinOptions = new
             op.builtinOptionsType = schema.BuiltinOptions.DepthwiseConv2DOptions
-            quantized = model.tensors[index].type == schema.TensorType.INT8
-            model.set_kind(op, OPS.DEPTHWISE_CONV_2D, 3 if quantized else 2)
+            model.set_kind(op, OPS.DEPTHWISE_CONV_2D, 2)
             changed += 1
     return changed

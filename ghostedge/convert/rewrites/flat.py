@@ -126,6 +126,9 @@ class Flat:
         for tensors in [graph, *operators]:
             tensors.inputs = [place[tensor] for tensor in tensors.inputs]
             tensors.outputs = [place[tensor] for tensor in tensors.outputs]
+        for signature in model.signatureDefs or []:
+            for end in (*signature.inputs, *signature.outputs):
+                end.tensorIndex = place[end.tensorIndex]
         codes = sorted({op.opcodeIndex for op in operators})
         model.operatorCodes = [model.operatorCodes[code] for code in codes]
         for op in operators:

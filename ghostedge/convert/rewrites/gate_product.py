@@ -22,8 +22,7 @@ def gate_product(model: Flat) -> int:
     Exact because the same values are multiplied, in rows of the same order: pixel x of a row of [g, g]
     is g at x // 2.
 
-    The copies are a quarter, RESHAPE is free in XNNPACK, and the int8 DEPTH_TO_SPACE, of which LiteRT
-    2.1.0 has no reference kernel (version 2), is gone.
+    The copies are a quarter, RESHAPE is free in XNNPACK, and the int8 model has no DEPTH_TO_SPACE.
     """
     changed = 0
     for space in model.operators(OPS.DEPTH_TO_SPACE):
