@@ -75,6 +75,9 @@ def export(
         int | None, typer.Option(help="Images of each part to check on.")
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 int8 may lose.")] = None,
+    qat: Annotated[
+        int | None, typer.Option(help="Epochs of quantization-aware training, if all else fails.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every choice of images.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be done.")
@@ -97,6 +100,7 @@ def export(
         "calib_samples": calib_samples,
         "check_samples": check_samples,
         "max_drop": max_drop,
+        "qat": qat,
         "seed": seed,
     }
     plan = make_plan(checkpoint, recipe, given)

@@ -23,8 +23,10 @@ from ghostedge.convert.rewrites.graph import attributes
 from ghostedge.errors import GhostEdgeError
 
 LINEAR = ("Conv", "Gemm")
-COPIES = ("Concat", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape")
-COPIES += ("Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+COPIES = frozenset(
+    "Concat DepthToSpace Flatten Gather Identity MaxPool Pad Reshape Resize Slice Split Squeeze "
+    "Transpose Unsqueeze".split()
+)
 """Operations that read and write in one scale."""
 FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}
 """The output range that TFLite's kernels know, and no other."""
@@ -91,6 +93,14 @@ class Graph(nn.Module):
         name = node.input[2] if len(node.input) > 2 else ""
         key = _key(name)
         return self.weights[key].data if self.reads[name] == 1 and key in self.weights else None
+
+    def with_swallowed(self, names: Collection[str]) -> set[str]:
+        """Return the names of tensors, and those that go into them by a fused activation alone."""
+        found = set(names)
+        for node, _ in reversed(self.nodes):
+            if found & set(node.output):
+                found |= set(node.input) - self.quantized - self.constants.keys()
+        return found
 
     def compute(
         self, node: onnx.NodeProto, stated: dict[str, Any], values: Mapping[str, Tensor]
@@ -219,7 +229,7 @@ class _Round(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         value, result = ctx.saved_tensors
         error = result - value
         outside = error.abs().gt_(0.501 * ctx.scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,18 +16,29 @@ import onnx
 import torch
 
 import ghostedge
-from ghostedge.convert import fake_quant, tune
+from ghostedge.convert import (
+    fake_quant,
+    to_int8_onnx,
+    to_int8_tflite,
+    to_onnx,
+    to_tflite,
+    tune,
+)
 from ghostedge.convert.check import Stage, failure
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.plan import Limits
-from ghostedge.convert.ranges import Ranges, visit
+from ghostedge.convert.ranges import Ranges, observe, visit
+from ghostedge.convert.rewrites import finish, rewrite
+from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import atomic_file
+from ghostedge.latency.timing import bench
 
 IN_FLOAT = (2, 8, 32)
 """How many of the most sensitive operations are left in float, attempt by attempt."""
 SENSED, PROBES = 200, 16
 """Images that sensitivities are measured on, and that tensors of two graphs are matched on."""
+RUNS = 50
 FEW = 1000
 """Labelled images below which a drop within the limit says little."""
 
@@ -65,10 +77,11 @@ def ladder(
 ) -> Iterator[Variant]:
     """Yield what can be tried, in order of cost; each is prepared when it is asked for.
 
-    core: the simplified core graph. calibration, training: raw pixels, uint8
+    core: the core graph, as exported. calibration, training: raw pixels, uint8
     (images, size, size, 3). epochs: of quantization-aware training, 0 for none.
     """
     yield Variant("minimum and maximum of each tensor")
+    core = to_onnx.simplified(core)
     try:
         graph = Graph(core)
     except GhostEdgeError as error:
@@ -139,7 +152,9 @@ def repair(
             stage = measure(name, path, variant)
             rows.append(_row(variant, stage, path))
             found = failure(stage, limits)
-            say(f"  {name}, {variant.name}: {_summary(rows[-1])}{'' if found is None else ': too much'}")
+            say(
+                f"  {name}, {variant.name}: {_summary(rows[-1])}{'' if found is None else ': too much'}"
+            )
             if found is None:
                 done[name] = path, stage
             else:
@@ -147,6 +162,86 @@ def repair(
         if len(done) == len(names):
             return done, rows
     raise CheckFailed(f"{reason} Nothing that was tried is inside:\n{as_text(rows)}")
+
+
+class Files:
+    """Makes the int8 files of variants, and keeps those it made.
+
+    core, model: the exported core graph and the raw-pixel graph, of the same weights by name. fp32: the
+    .tflite of them, where TFLite is wanted. calibration: raw pixels, uint8 (images, size, size, 3).
+    """
+
+    def __init__(
+        self,
+        core: onnx.ModelProto,
+        model: Path,
+        fp32: Path,
+        calibration: np.ndarray,
+        batch: int,
+        io: str,
+        scratch: Path,
+    ) -> None:
+        self.core, self.model, self.fp32 = core, model, fp32
+        self.calibration, self.batch, self.io, self.scratch = calibration, batch, io, scratch
+        self.made: list[Path] = []
+        self.converted: tuple[bytes, bytes] | None = None
+
+    def make(self, name: str, variant: Variant) -> Path:
+        path = self.scratch / f"{len(self.made)}-{name}"
+        (self.onnx if name.endswith(".onnx") else self.tflite)(path, variant)
+        self.made.append(path)
+        return path
+
+    def onnx(self, path: Path, variant: Variant) -> None:
+        model = variant.weights(onnx.load(self.model))
+        file = self.scratch / "variant.onnx"
+        onnx.save(model, file)
+        outputs = {name for node in model.graph.node for name in node.output}
+        ranges = {name: span for name, span in (variant.ranges or {}).items() if name in outputs}
+        nodes = [n.name for n in model.graph.node if set(n.output) & self.spread(variant)]
+        to_int8_onnx.quantize(file, path, self.calibration, ranges, nodes)
+
+    def tflite(self, path: Path, variant: Variant) -> None:
+        model = self.float_tflite(variant)
+        ranges = observe(model, self.calibration)
+        floats: set[str] = set()
+        if variant.graph is not None:
+            same = match(variant.graph, model, self.calibration, self.batch)
+            given = variant.ranges or {}
+            ranges |= {name: given[own] for name, own in same.items() if own in given}
+            wanted = set(variant.in_float)
+            computed = {
+                flat.name(op.outputs[0]) for flat in [Flat(model)] for op in flat.graph.operators
+            }
+            floats = {name for name, own in same.items() if own in wanted and name in computed}
+        path.write_bytes(to_int8_tflite.quantize(model, ranges, self.io, floats))
+
+    def float_tflite(self, variant: Variant) -> bytes:
+        """Return the fp32 .tflite of a variant's weights; the last one converted is kept."""
+        if variant.graph is None:
+            return self.fp32.read_bytes()
+        core = variant.weights(to_onnx.simplified(self.core))
+        content = onnx_bytes(core)
+        if self.converted is None or self.converted[0] != content:
+            with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
+                folder = Path(scratch)
+                fixed = rewrite(to_onnx.simplified(core, self.batch))
+                onnx.save(fixed, folder / to_tflite.CORE)
+                to_tflite.convert(folder, ["fp32"])
+                self.converted = content, finish((folder / "model_fp32.tflite").read_bytes())
+        return self.converted[1]
+
+    def spread(self, variant: Variant) -> set[str]:
+        """Return the outputs of a variant's operations in float with those that they swallow."""
+        if variant.graph is None:
+            return set()
+        return variant.graph.with_swallowed(variant.in_float)
+
+
+def time_attempts(files: list[Path]) -> dict[str, Any]:
+    """Time the files of all attempts side by side: {"unit": "ms", "median": [...]} in their order."""
+    result = bench(files, runs=RUNS)
+    return {"unit": "ms", "median": [round(row.median, 4) for row in result.rows]}
 
 
 def _row(variant: Variant, stage: Stage, path: Path) -> dict[str, Any]:
@@ -190,16 +285,15 @@ def few_images(stages: list[Stage]) -> str | None:
     )
 
 
-def match(
-    graph: Graph, model: bytes, images: np.ndarray
-) -> dict[str, str]:
+def match(graph: Graph, model: bytes, images: np.ndarray, batch: int) -> dict[str, str]:
     """Return for tensors of a fp32 .tflite the tensor of the graph that holds the same values.
 
-    Rewrites and the converter rename, fuse and transpose; so both run on the same `images`, raw
+    Rewrites and the converter rename, fuse and transpose. So both run on some of the `images`, raw
     pixels, and tensors are compared by what does not depend on the order of their values: extremes
-    and the sums of their first three powers.
+    and means of their first three powers, image by image. `batch` is that of the .tflite.
     """
-    batch = len(images)
+    images = images[: max(1, PROBES // batch) * batch]
+    images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
     found: dict[str, list[np.ndarray]] = {}
     wanted: dict[str, np.ndarray] = {}
 
@@ -225,9 +319,9 @@ def match(
     table = np.stack([wanted[name] for name in names])
     result = {}
     for name, rows in found.items():
-        if len(rows) < batch:
+        if len(rows) != len(images):
             continue
-        apart = np.abs(table - np.stack(rows[:batch])).max((1, 2))
+        apart = np.abs(table - np.stack(rows)).max((1, 2))
         best = int(apart.argmin())
         span = np.abs(table[best]).max()
         if apart[best] <= 1e-3 * max(span, 1e-6):
@@ -240,7 +334,9 @@ def onnx_bytes(model: onnx.ModelProto) -> bytes:
 
 
 def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(str(array.shape).encode() + np.ascontiguousarray(array).tobytes()).digest()
+    return hashlib.sha256(
+        str(array.shape).encode() + np.ascontiguousarray(array).tobytes()
+    ).digest()
 
 
 def cached(

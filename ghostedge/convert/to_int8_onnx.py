@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from ghostedge.convert.ranges import Ranges
 from ghostedge.pixels import STEP
 
 BATCH = 50
@@ -32,7 +34,13 @@ class _Reader(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def quantize(model: Path, output: Path, images: np.ndarray) -> None:
+def quantize(
+    model: Path,
+    output: Path,
+    images: np.ndarray,
+    ranges: Ranges | None = None,
+    in_float: Collection[str] = (),
+) -> None:
     """Quantize model.onnx, calibrated by min-max on raw uint8 pixels (images, size, size, 3).
 
     The normalised input is fixed to scale 1/64 and zero point 128, which is exact; the final
@@ -41,9 +49,16 @@ def quantize(model: Path, output: Path, images: np.ndarray) -> None:
     """
     exact = {"scale": np.array(1 / STEP, np.float32), "zero_point": np.array(128, np.uint8)}
     nodes = onnx.load(model).graph.node
-    in_float = [
-        n.name for n in nodes if n.op_type == "Softmax" or n.name in ("centre", "normalize")
+    floats = [
+        n.name
+        for n in nodes
+        if n.op_type == "Softmax" or n.name in ("centre", "normalize") or n.name in in_float
     ]
+    overrides: dict[str, list[dict[str, Any]]] = {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in (ranges or {}).items()
+    }
+    overrides["normalized"] = [{**exact, "quant_type": QuantType.QUInt8}]
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # it recommends its own pre-processing
     try:
@@ -56,10 +71,8 @@ def quantize(model: Path, output: Path, images: np.ndarray) -> None:
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=in_float,
-            extra_options={
-                "TensorQuantOverrides": {"normalized": [{**exact, "quant_type": QuantType.QUInt8}]}
-            },
+            nodes_to_exclude=floats,
+            extra_options={"TensorQuantOverrides": overrides},
         )
     finally:
         logging.getLogger().setLevel(level)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from ghostedge.convert.fake_quant import Graph, Ranges, Simulation, _key
+from ghostedge.convert.fake_quant import COPIES, Graph, Ranges, Simulation, _key
 from ghostedge.pixels import MIDDLE, STEP
 
 BATCH = 100
@@ -52,10 +52,12 @@ def observe(graph: Graph, images: Tensor, inner: float = 1.0) -> Ranges:
 
     def see(name: str, value: Tensor) -> Tensor:
         if name in graph.quantized:
-            flat = value.flatten()
-            rest = max(1, round(flat.numel() * (1 - inner) / 2))
-            low, high = flat.kthvalue(rest), flat.kthvalue(flat.numel() + 1 - rest)
-            seen.setdefault(name, []).append((float(low.values), float(high.values)))
+            rest = round(value.numel() * (1 - inner) / 2)
+            ends = value.min(), value.max()
+            if rest > 1:
+                flat = value.flatten()
+                ends = flat.kthvalue(rest)[0], flat.kthvalue(len(flat) + 1 - rest)[0]
+            seen.setdefault(name, []).append((float(ends[0]), float(ends[1])))
         return value
 
     _run(graph, images, see)
@@ -118,8 +120,7 @@ def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
 
 
 SPATIAL = ("AveragePool", "GlobalAveragePool", "MaxPool", "Resize")
-MOVING = ("Concat", "DepthToSpace", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze")
-MOVING += ("Transpose", "Unsqueeze")
+MOVING = COPIES - {*SPATIAL, "Identity", "Pad"}
 
 
 def _classes(graph: Graph, image: Tensor) -> tuple[dict[str, np.ndarray], int]:
@@ -279,7 +280,9 @@ def fine_tune(
     for epoch in range(epochs):
         order, losses = generator.permutation(len(images)), []
         for start in range(0, max(1, len(images) - TRAIN_BATCH + 1), TRAIN_BATCH):
-            part = torch.from_numpy(_augmented(images[order[start : start + TRAIN_BATCH]], generator))
+            part = torch.from_numpy(
+                _augmented(images[order[start : start + TRAIN_BATCH]], generator)
+            )
             values = core_input(part)
             with torch.no_grad():
                 wanted = teacher(values)
