@@ -29,7 +29,7 @@ RATE, RANGE_RATE, TRAIN_BATCH = 5e-5, 5e-3, 100
 INNER = 0.9999
 """Share of the values that narrower ranges keep."""
 FLOOR = 1e-4
-"""Channels and weights this much smaller than the largest are scaled no further."""
+"""Channels this much smaller than the largest are dead on these images, and left alone."""
 
 
 def changed(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
@@ -93,7 +93,7 @@ def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
         np.maximum.at(highest, labels[name][0], peak.numpy())
         present = np.unique(labels[name])
         share = highest[present] / max(highest.max(), 1e-30)
-        logs[present] += np.log(np.maximum(share, FLOOR))
+        logs[present] += np.log(np.where(share < FLOOR, 1, share))
         tensors[present] += 1
     activations = np.exp(logs / np.maximum(tensors, 1))
     weights = np.zeros(count)
