@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from ghostedge.convert.ranges import Ranges
 from ghostedge.convert.rewrites.graph import attributes
 from ghostedge.errors import GhostEdgeError
 
@@ -31,7 +32,6 @@ COPIES = frozenset(
 FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}
 """The output range that TFLite's kernels know, and no other."""
 
-Ranges = dict[str, tuple[float, float]]
 Watch = Callable[[str, Tensor], Tensor]
 
 

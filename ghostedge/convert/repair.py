@@ -198,7 +198,9 @@ class Files:
         onnx.save(model, file)
         outputs = {name for node in model.graph.node for name in node.output}
         ranges = {name: span for name, span in (variant.ranges or {}).items() if name in outputs}
-        nodes = [n.name for n in model.graph.node if set(n.output) & self.spread(variant)]
+        nodes = [
+            n.name or n.output[0] for n in model.graph.node if set(n.output) & self.spread(variant)
+        ]
         to_int8_onnx.quantize(file, path, self.calibration, ranges, nodes)
 
     def tflite(self, path: Path, variant: Variant) -> None:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from ghostedge.convert.fake_quant import COPIES, Graph, Ranges, Simulation, _key
+from ghostedge.convert.fake_quant import COPIES, Graph, Simulation, _key
+from ghostedge.convert.ranges import Ranges
 from ghostedge.pixels import MIDDLE, STEP
 
 BATCH = 100

@@ -17,12 +17,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from ghostedge.convert import to_onnx, to_tflite
-from ghostedge.convert.rewrites import TFLITE, finish, rewrite
+from ghostedge.convert.rewrites import ORT_INT8, TFLITE, finish, rewrite
 from ghostedge.convert.rewrites.average_pool import average_pool
+from ghostedge.convert.rewrites.full_lanes import full_lanes
+from ghostedge.convert.rewrites.gather_upsample import gather_upsample
 from ghostedge.convert.rewrites.hard_sigmoid import hard_sigmoid
+from ghostedge.convert.rewrites.hard_sigmoid_clip import hard_sigmoid_clip
 from ghostedge.convert.rewrites.nearest_upsample import nearest_upsample
 from ghostedge.convert.rewrites.strided_concat import strided_concat
 from ghostedge.convert.rewrites.thin_concat import thin_concat
+from ghostedge.convert.rewrites.wide_concat import wide_concat
 from ghostedge.models import create, fold
 from ghostedge.models.ghostnetv3 import GhostNetV3, Row, Spec
 from ghostedge.pixels import PixelContract
@@ -321,6 +325,81 @@ def test_concat_stays_before_another_conv(reason: str) -> None:
     check(build.model(y, *([joined] if reason == "reader" else [])), strided_concat, 0)
 
 
+# --- for ONNX Runtime: wide_concat, hard_sigmoid_clip, gather_upsample, full_lanes
+
+
+@pytest.mark.parametrize(("half", "sites"), [(4, 1), (20, 1), (64, 1), (65, 0)])
+def test_wide_ghost_module(half: int, sites: int) -> None:
+    build = Builder((1, 6, 5, 5))
+    model = build.model(build.conv(ghost(build, half, True), 2 * half, 5))
+    check(model, wide_concat, sites)
+    after = rewrite(model, [wide_concat])
+    assert {node.name for node in after.graph.node} <= {node.name for node in model.graph.node}
+
+
+@pytest.mark.parametrize("settings", [SIXTH, {}, {"alpha": 0.3, "beta": 0.6}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_hard_sigmoid_becomes_a_clip(settings: dict[str, float], bias: bool) -> None:
+    build = Builder((1, 3, 6, 6))
+    gate = build.conv("x", 3, 4)
+    if not bias:
+        del build.nodes[-1].input[2]
+    y = build.node("HardSigmoid", gate, **settings)
+    assert check(build.model(y), hard_sigmoid_clip, 1) == {"Conv": 1, "Clip": 1}
+
+
+def test_a_hard_sigmoid_of_what_others_read_stays() -> None:
+    build = Builder((1, 3, 6, 6))
+    gate = build.conv("x", 3, 3)
+    y = build.node("Mul", gate, build.node("HardSigmoid", gate))
+    check(build.model(y, build.node("HardSigmoid", build.node("Relu", gate))), hard_sigmoid_clip, 0)
+
+
+@pytest.mark.parametrize("factors", [[1, 1, 2, 2], [1, 1, 3, 3], [1, 1, 2, 1]])
+def test_upsample_by_gathers(factors: list[int]) -> None:
+    build = Builder((2, 3, 4, 5))
+    scales = build.constant(np.array(factors, np.float32))
+    plain = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    y = build.node("Resize", "x", "", scales, mode="nearest", **plain)
+    double = factors == [1, 1, 2, 2]
+    found = check(build.model(y), gather_upsample, int(double))
+    assert found == ({"Transpose": 2, "Gather": 2} if double else {"Resize": 1})
+
+
+def widths(model: onnx.ModelProto) -> list[int]:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    return [constants[n.input[1]].dims[0] for n in model.graph.node if n.op_type == "Conv"]
+
+
+def residual(build: Builder, channels: int, group: int | None = None) -> str:
+    """A depthwise Conv of a Conv of x, added to what it reads, gated by its mean."""
+    x = build.conv("x", 3, channels)
+    y = build.node("Add", x, build.conv(x, channels, channels, 3, group=group or channels))
+    squeezed = build.conv(build.node("GlobalAveragePool", y), channels, 5)
+    return build.node("Mul", y, build.node("Sigmoid", build.conv(squeezed, 5, channels)))
+
+
+@pytest.mark.parametrize(("channels", "filled"), [(20, 32), (2, 16), (16, 16), (40, 48)])
+def test_lanes_are_filled(channels: int, filled: int) -> None:
+    build = Builder((1, 3, 6, 6))
+    model = build.model(build.conv(residual(build, channels), channels, 7, 3))
+    check(model, full_lanes, 0 if channels == filled else 5)
+    assert widths(rewrite(model, [full_lanes])) == [filled, filled, 5, filled, 7]
+
+
+@pytest.mark.parametrize("reason", ["output", "grouped", "constant", "sizes", "softmax", "dense"])
+def test_lanes_stay(reason: str) -> None:
+    build = Builder((1, 3, 6, 6))
+    y = residual(build, 20, 4 if reason == "grouped" else 1 if reason == "dense" else None)
+    if reason == "constant":
+        y = build.node("Mul", y, build.constant(np.arange(20, dtype=np.float32).reshape(20, 1, 1)))
+    if reason == "sizes":
+        y = build.node("Resize", y, "", "", build.constant(np.array([1, 20, 12, 12])))
+    if reason == "softmax":
+        y = build.node("Softmax", y, axis=1)
+    check(build.model(y if reason == "output" else build.conv(y, 20, 7)), full_lanes, 0)
+
+
 # --- whole networks
 
 
@@ -360,6 +439,11 @@ def test_networks(name: str, width: float, size: int, upsamples: int) -> None:
     same(core, rewrite(after))
     for change in TFLITE:
         same(core, rewrite(core, [change]))
+    for_int8 = rewrite(core, [*ORT_INT8, gather_upsample])
+    same(core, for_int8)
+    found = kinds(for_int8)
+    assert found["Gather"] == 2 * upsamples
+    assert found["HardSigmoid"] == found["AveragePool"] == 0
 
 
 # --- the converted file

@@ -1,4 +1,4 @@
-"""Exact rewrites on the way to TFLite, into forms that its kernels take and take fast.
+"""Exact rewrites on the way to TFLite and to int8, into forms that the kernels take and take fast.
 
 Each pass is a module with one function that changes a model in place and returns how many sites it
 changed; its docstring says what it matches, what it proves first, and why the result computes the
@@ -15,12 +15,15 @@ import onnx
 from ghostedge.convert.rewrites.average_pool import average_pool
 from ghostedge.convert.rewrites.depthwise import depthwise
 from ghostedge.convert.rewrites.flat import Flat
+from ghostedge.convert.rewrites.full_lanes import full_lanes
 from ghostedge.convert.rewrites.gate_product import gate_product
 from ghostedge.convert.rewrites.graph import captured
 from ghostedge.convert.rewrites.hard_sigmoid import hard_sigmoid
+from ghostedge.convert.rewrites.hard_sigmoid_clip import hard_sigmoid_clip
 from ghostedge.convert.rewrites.nearest_upsample import nearest_upsample
 from ghostedge.convert.rewrites.strided_concat import strided_concat
 from ghostedge.convert.rewrites.thin_concat import thin_concat
+from ghostedge.convert.rewrites.wide_concat import wide_concat
 
 Pass = Callable[[onnx.ModelProto], int]
 FlatPass = Callable[[Flat], int]
@@ -33,6 +36,15 @@ TFLITE: tuple[Pass, ...] = (
     strided_concat,
 )
 """Before the converter, on the simplified ONNX graph."""
+
+ORT_INT8: tuple[Pass, ...] = (
+    wide_concat,
+    hard_sigmoid_clip,
+    average_pool,
+    full_lanes,
+)
+"""Before ONNX Runtime's quantizer, on the simplified ONNX graph; model.onnx itself stays as it is.
+`gather_upsample` follows for what is not left in float (`to_int8_onnx.quantize`)."""
 
 CONVERTED: tuple[FlatPass, ...] = (depthwise, gate_product)
 """After the converter, on the float .tflite files; int8 is made of the result."""

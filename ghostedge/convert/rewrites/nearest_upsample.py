@@ -34,7 +34,7 @@ def nearest_upsample(model: onnx.ModelProto) -> int:
     view = Graph(model)
     changed = 0
     for node in view.nodes("Resize"):
-        if view.opset < 11 or not _is_double(view, node):
+        if view.opset < 11 or not is_double(view, node):
             continue
         source, target = node.input[0], node.output[0]
         copies = view.new_name(f"{target}/copies")
@@ -51,7 +51,8 @@ def nearest_upsample(model: onnx.ModelProto) -> int:
     return changed
 
 
-def _is_double(view: Graph, node: onnx.NodeProto) -> bool:
+def is_double(view: Graph, node: onnx.NodeProto) -> bool:
+    """Return whether a Resize writes pixel (y // 2, x // 2) to (y, x), for twice the size."""
     stated = attributes(node)
     mode = stated.get("coordinate_transformation_mode", "half_pixel")
     reading = (mode, stated.get("nearest_mode", "round_prefer_floor"))

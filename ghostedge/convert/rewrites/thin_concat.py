@@ -22,7 +22,7 @@ class Module(NamedTuple):
     cheap: tuple[np.ndarray, np.ndarray]
 
 
-def thin_concat(model: onnx.ModelProto) -> int:
+def thin_concat(model: onnx.ModelProto, lanes: int = LANES) -> int:
     """Turn the concat of a thin ghost module into a depthwise convolution that passes its input on.
 
     Matches Concat [p, c] on the channels, where p = Conv(x) and c is a depthwise Conv of p, with Relu
@@ -31,7 +31,7 @@ def thin_concat(model: onnx.ModelProto) -> int:
 
     Proves: constant weights and biases; the depthwise Conv has odd kernel sides, stride 1, no
     dilation and padding that keeps the size; nothing else reads p, c or what is before their Relu;
-    2 * channels fit into 16 lanes, as above that the added arithmetic costs more than the copies.
+    2 * channels fit into `lanes`, as above that the added arithmetic costs more than the copies.
 
     Exact because a value times one, plus zeros, is that value, and Relu of Relu is Relu; int8 then
     calibrates other scales, as after any change of the graph.
@@ -44,35 +44,34 @@ def thin_concat(model: onnx.ModelProto) -> int:
     changed = 0
     for node in view.nodes("Concat"):
         module = _module(view, node)
-        if module is None or 2 * len(module.primary[0]) > LANES:
+        if module is None or 2 * len(module.primary[0]) > lanes:
             continue
         target = node.output[0]
         weight, bias = module.cheap
         same = np.zeros_like(weight)
         same[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] = 1
         parts = (
-            ("primary", module.nodes[0], module.primary, module.primary),
-            (
-                "cheap",
-                module.nodes[len(module.nodes) // 2],
-                (same, np.zeros_like(bias)),
-                module.cheap,
-            ),
+            ("primary", 0, module.primary, module.primary),
+            ("cheap", len(module.nodes) // 2, (same, np.zeros_like(bias)), module.cheap),
         )
         made, name = [], module.source
-        for part, old, *halves in parts:
+        for part, index, *halves in parts:
             inputs = [name]
             for kind, values in zip(("weight", "bias"), zip(*halves, strict=True), strict=True):
                 inputs.append(view.new_constant(f"{target}/{part}_{kind}", np.concatenate(values)))
-            stated = attributes(old)
+            stated = attributes(module.nodes[index])
             if part == "cheap":
                 stated["group"] = 2 * len(weight)
-            for op, given, settings in (("Conv", inputs, stated), ("Relu", None, {})):
-                if op == "Relu" and not module.relu:
-                    continue
-                output = view.new_name(f"{target}/{part}_{op.lower()}")
-                made.append(helper.make_node(op, given or [name], [output], output, **settings))
-                name = output
+            # Names stay, so that a node or a tensor that a caller chose by name is found again.
+            for old in module.nodes[index : index + len(module.nodes) // 2]:
+                settings = stated if old.op_type == "Conv" else {}
+                output = old.output[0]
+                made.append(helper.make_node(old.op_type, inputs, [output], old.name, **settings))
+                inputs = [output]
+            name = output
+        named = {node.output[0] for node in made}
+        for value in [v for v in view.graph.value_info if v.name in named]:
+            view.graph.value_info.remove(value)
         made[-1].output[0] = target
         view.replace(node, made)
         for old in module.nodes:
