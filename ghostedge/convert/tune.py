@@ -29,8 +29,8 @@ part of what int8 loses, as weights have a scale for each output channel."""
 RATE, RANGE_RATE, TRAIN_BATCH = 5e-5, 5e-3, 100
 INNER = 0.9999
 """Share of the values that narrower ranges keep."""
-FLOOR = 1e-4
-"""Channels this much smaller than the largest are dead on these images, and left alone."""
+FLOOR = 1e-6
+"""Channels this much smaller than the largest are dead on these images."""
 
 
 def changed(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
@@ -94,10 +94,11 @@ def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
         np.maximum.at(highest, labels[name][0], peak.numpy())
         present = np.unique(labels[name])
         share = highest[present] / max(highest.max(), 1e-30)
-        logs[present] += np.log(np.where(share < FLOOR, 1, share))
+        present, share = present[share > FLOOR], share[share > FLOOR]
+        logs[present] += np.log(share)
         tensors[present] += 1
     activations = np.exp(logs / np.maximum(tensors, 1))
-    weights = np.zeros(count)
+    weights, dense = np.zeros(count), np.zeros(count, bool)
     linear = [(node, stated) for node, stated in graph.nodes if graph.is_linear(node)]
     for node, stated in linear:
         columns = graph.weight(node, stated).abs()
@@ -106,8 +107,14 @@ def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
             share = columns / columns.amax(1, keepdim=True).clamp_min(1e-30)
             inputs = _inputs(labels[node.input[0]], stated.get("group", 1), len(columns))
             np.maximum.at(weights, inputs, share.numpy())
-    balance = np.where(weights > 0, np.maximum(weights, FLOOR) ** (1 - strength), 1)
-    scales = balance / activations ** np.where(weights > 0, strength, 1)
+            dense[inputs] = True
+    weights = np.where(weights > FLOOR, weights, 1)
+    scales = np.where(dense, weights ** (1 - strength) / activations**strength, 1 / activations)
+    dead = dense & (tensors == 0)
+    alive = dense & ~dead
+    if alive.any():
+        # Nothing is known of their values; but their weights may not set the scale of the others'.
+        scales[dead] = weights[dead] / np.exp(np.log(weights[alive] / scales[alive]).mean())
     scales[0] = 1
     for node, stated in linear:
         weight = graph.weight(node, stated)
