@@ -84,6 +84,9 @@ def export(
         int | None, typer.Option(help="Images of each part to check on.")
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="Points of top-1 int8 may lose.")] = None,
+    qat: Annotated[
+        int | None, typer.Option(help="Epochs of quantization-aware training, if all else fails.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every choice of images.")] = None,
     camera: Annotated[
         int | None, typer.Option(help="Add an int8 TFLite model of this frame size, as in 224.")
@@ -114,6 +117,7 @@ def export(
         "calib_samples": calib_samples,
         "check_samples": check_samples,
         "max_drop": max_drop,
+        "qat": qat,
         "seed": seed,
         "camera": camera,
         "author": author,
@@ -128,12 +132,9 @@ def export(
     from ghostedge.convert.report import calibration_line, stage_tables
 
     bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
-    print("Every stage against the first")
     for table in stage_tables(bundle.manifest):
         _table(*table)
     print(calibration_line(bundle.manifest))
-    for line in bundle.manifest.get("warnings", []):
-        print(f"WARNING: {line}")
     print(f"Wrote {bundle.path}: {', '.join(bundle.manifest['artefacts'])}")
 
 

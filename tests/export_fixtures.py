@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ghostedge import checkpoint
 from ghostedge.convert import Bundle, export
 from ghostedge.training import Recipe, train
 
@@ -34,3 +36,21 @@ def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Everything that an export can hold, calibrated and checked on the drawn set."""
     output = tmp_path_factory.mktemp("export") / "bundle"
     return export(trained, output, **EVERYTHING)
+
+
+def hostile(file: Path, output: Path) -> Path:
+    """Write a checkpoint's equal in float that plain int8 cannot hold, and return its path.
+
+    The channels before and after the head are scaled over three decades.
+    """
+    card, tensors = checkpoint.read(file)
+    generator = np.random.default_rng(0)
+    counts = tensors["head.weight"].shape[1::-1]
+    last, head = ((10 ** generator.uniform(-1.5, 1.5, n)).astype(np.float32) for n in counts)
+    tensors["last.bn.weight"] *= last
+    tensors["last.bn.bias"] *= last
+    tensors["head.weight"] *= head[:, None, None, None] / last[None, :, None, None]
+    tensors["head.bias"] *= head
+    tensors["classifier.weight"] /= head
+    checkpoint.save(output, card, tensors)
+    return output

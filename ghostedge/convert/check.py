@@ -46,7 +46,7 @@ class Stage:
 
     name: str
     precision: str
-    """"fp32", "fp16" or "int8"."""
+    """"fp32", "fp16", "int8" where all is computed in integers, else "int8+float"."""
     parity: dict[str, Parity]
     """By set of images: "synthetic", "validation", "test"."""
 
@@ -73,8 +73,8 @@ def compare(reference: np.ndarray, found: np.ndarray, images: ImageSet) -> Parit
     )
 
 
-def judge(stage: Stage, limits: Limits) -> None:
-    """Raise CheckFailed, naming the stage, when it is outside its limits.
+def failure(stage: Stage, limits: Limits) -> str | None:
+    """Return a sentence that names the stage where it is outside its limits, None inside.
 
     Float stages are held to the unfolded net's outputs on every set. Quantized ones are held to
     its accuracy on labelled validation images; where there are none, to its top-1 on synthetic ones.
@@ -84,24 +84,30 @@ def judge(stage: Stage, limits: Limits) -> None:
         if name == "test":
             continue
         where = f"The stage {stage.name} fails its check on {parity.images} {name} images"
-        if stage.precision != "int8":
+        if stage.precision in TOLERANCE:
             allowed = TOLERANCE[stage.precision]
             if not parity.log_difference <= allowed:
-                raise CheckFailed(
+                return (
                     f"{where}: its log-probabilities differ from the PyTorch net's by "
                     f"{parity.log_difference:.3g}, where {allowed:g} is allowed."
                 )
             if parity.agreement < FLOAT_AGREEMENT[stage.precision]:
-                raise CheckFailed(
-                    f"{where}: it names the same class on {parity.agreement:.2%} only."
-                )
+                return f"{where}: it names the same class on {parity.agreement:.2%} only."
         elif parity.drop is not None and parity.drop > limits.max_drop:
-            raise CheckFailed(
+            return (
                 f"{where}: it loses {parity.drop:.2f} points of top-1 (± {parity.drop_interval:.2f}), "
                 f"where {limits.max_drop:g} is allowed."
             )
         elif "validation" not in stage.parity and parity.agreement < limits.min_agreement:
-            raise CheckFailed(
+            return (
                 f"{where}: it names the same class on {parity.agreement:.1%}, where "
                 f"{limits.min_agreement:.0%} is demanded. Calibrate on real images: --data DIR"
             )
+    return None
+
+
+def judge(stage: Stage, limits: Limits) -> None:
+    """Raise CheckFailed, naming the stage, when it is outside its limits."""
+    found = failure(stage, limits)
+    if found is not None:
+        raise CheckFailed(found)

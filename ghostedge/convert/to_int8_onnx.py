@@ -22,14 +22,12 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from ghostedge.convert.ranges import Ranges
 from ghostedge.convert.rewrites import ORT_INT8, rewrite
 from ghostedge.convert.rewrites.gather_upsample import gather_upsample
 from ghostedge.convert.rewrites.graph import Graph
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import STEP
-
-Ranges = dict[str, tuple[float, float]]
-"""Lowest and highest value of a tensor by its name."""
 
 BATCH = 50
 THIN = 32

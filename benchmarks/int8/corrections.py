@@ -1,0 +1,117 @@
+"""Which corrections serve int8: each one's TFLite and ONNX file against the float net.
+
+    python benchmarks/int8/corrections.py CHECKPOINT DATA [--test] [--qat EPOCHS]
+
+DATA is a folder of labelled images with train/. Files are made as `ghostedge export` makes them, from
+500 calibration images, and run by XNNPACK and ONNX Runtime on the validation split that the checkpoint
+records; with --test, which is for the end, on that and test/ together. Adds to corrections.json beside
+this file and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from ghostedge import checkpoint as checkpoints
+from ghostedge.convert import to_onnx, to_tflite, tune
+from ghostedge.convert.evidence import QAT_IMAGES, sample
+from ghostedge.convert.fake_quant import Graph
+from ghostedge.convert.repair import Files, Variant
+from ghostedge.convert.rewrites import finish, rewrite
+from ghostedge.data.sources import open_data, split
+from ghostedge.evaluate import paired
+from ghostedge.models import fold
+from ghostedge.runtime import Classifier
+
+RESULTS = Path(__file__).with_suffix(".json")
+
+
+def variants(
+    core: onnx.ModelProto, calibration: np.ndarray, training: np.ndarray | None, epochs: int
+) -> Iterator[Variant]:
+    images = tune.core_input(torch.from_numpy(calibration))
+    yield Variant("plain")
+    graph = Graph(core)
+    yield Variant("narrower ranges", graph, tune.observe(graph, images, tune.INNER))
+    tune.correct_biases(graph, tune.observe(graph, images), images)
+    yield Variant("biases", graph)
+    for strength in (0.5, tune.STRENGTH):
+        graph = Graph(core)
+        tune.equalize(graph, images, strength)
+        yield Variant(f"equalised, strength {strength}", graph)
+    ranges = tune.observe(graph, images)
+    tune.correct_biases(graph, ranges, images)
+    yield Variant(f"equalised, strength {tune.STRENGTH}, and biases", graph)
+    if training is not None:
+        learned = tune.fine_tune(graph, ranges, training, epochs, 0, print)
+        yield Variant(f"the same, and {epochs} epochs of training", graph, learned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint")
+    parser.add_argument("data")
+    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--qat", type=int, default=0)
+    arguments = parser.parse_args()
+    file = checkpoints.find(arguments.checkpoint)
+    card, tensors = checkpoints.read(file)
+    net = fold(checkpoints.network(card, tensors, str(file)))
+    data = open_data(arguments.data)
+    assert data.train is not None
+    recorded = card.data["validation"]
+    train, validation = split(data.train, recorded["fraction"], recorded["seed"])
+    parts = [data.train.read(card.pixels.size, validation)]
+    if arguments.test:
+        assert data.test is not None
+        parts.append(data.test.read(card.pixels.size))
+    pixels = np.concatenate([part.pixels for part in parts])
+    classes = np.array([card.labels.index(name) for name in data.train.classes])
+    labels = classes[np.concatenate([part.labels for part in parts])]
+    calibration = data.train.read(card.pixels.size, sample(data.train, train, 500, 0)).pixels
+    training = None
+    if arguments.qat:
+        chosen = sample(data.train, train, QAT_IMAGES, 1)
+        training = data.train.read(card.pixels.size, chosen).pixels
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        core = to_onnx.core(net, card.pixels, to_onnx.TFLITE_OPSET)
+        model = folder / "model.onnx"
+        onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
+        onnx.save(rewrite(to_onnx.simplified(core, 1)), folder / to_tflite.CORE)
+        to_tflite.convert(folder, ["fp32"])
+        fp32 = folder / "model_fp32.tflite"
+        fp32.write_bytes(finish(fp32.read_bytes()))
+        expected = Classifier(model)(pixels).argmax(1)
+        files = Files(core, model, fp32, calibration, 1, "uint8", folder)
+        simplified = to_onnx.simplified(core)
+        for variant in variants(simplified, calibration, training, arguments.qat):
+            for name in ("model_int8.tflite", "model_int8.onnx"):
+                found = Classifier(files.make(name, variant))(pixels).argmax(1)
+                drop, interval = paired(expected == labels, found == labels)
+                row = {"tried": variant.name, "file": name, "drop": drop, "interval": interval}
+                row["agreement"] = float((found == expected).mean())
+                rows.append(row)
+                lost = f"{drop:.2f} ± {interval:.2f}"
+                print(f"| {variant.name} | {name} | {row['agreement']:.2%} | {lost} |", flush=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[f"{card.name}, {len(pixels)} images"] = {
+        "command": "python benchmarks/int8/corrections.py " + shlex.join(sys.argv[1:]),
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
