@@ -77,6 +77,11 @@ class Plan:
         _within("--opset", self.opset, *OPSETS)
         if self.imgsz is not None:
             _within("--imgsz", self.imgsz, 24, 256)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if any(not isinstance(value, (int, float)) for value in values or ()):
+                raise GhostEdgeError(
+                    f"--{name} {list(values or ())} is no list of numbers such as 0.5,0.5,0.5."
+                )
         _within("--batch", self.batch, 1, 1024)
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)

@@ -110,7 +110,7 @@ class Subject:
                 reading = PixelContract.of_unit(self.pixels.size, mean, std)
                 others[name] = accuracy(self.reread(images.pixels, reading), images.labels)
             best = max(others, key=lambda name: others[name])
-            if others[best] > right + 2 * margin:
+            if others[best] > max(right, chance) + 2 * margin:
                 lines.append(
                     f"With {best} {self.name} is right on {others[best]:.1%} of {count} labelled images "
                     f"instead of {right:.1%}: check --mean and --std."

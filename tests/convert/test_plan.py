@@ -138,6 +138,9 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         data="bilder/für mich",
         io="int8",
         imgsz=64,
+        labels=("ant", "bee"),
+        mean=(0.5,),
+        std=(0.2, 0.2, 0.3),
         batch=2,
         opset=18,
         calib_samples=10,
@@ -157,6 +160,9 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         data = "bilder/für mich"
         io = "int8"
         imgsz = 64
+        labels = ["ant", "bee"]
+        mean = [0.5]
+        std = [0.2, 0.2, 0.3]
         batch = 2
         opset = 18
         calib_samples = 10
@@ -173,6 +179,11 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
     defaults = {f.name: f.default for f in dataclasses.fields(Plan)}
     same = [name for name, value in dataclasses.asdict(plan).items() if value == defaults[name]]
     assert same == [], "the test leaves an option at its default"
+
+
+def test_numbers_of_a_recipe_are_numbers(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, "[export]\nmean = ['0.5']"))
+    assert "mean ['0.5'] is no list of numbers such as 0.5,0.5,0.5" in message
 
 
 def test_an_unknown_recipe(tmp_path: Path) -> None:
