@@ -1,8 +1,8 @@
 """Which ranges serve int8 best: min-max, moving average, percentile, entropy and MSE, beside each other.
 
-    python benchmarks/int8/ranges.py CHECKPOINT DATA
+    python benchmarks/int8/ranges.py CHECKPOINT DATA [IMAGES...]
 
-DATA is a folder of labelled images with train/. For each number of calibration images and each draw of
+DATA is a folder of labelled images with train/. For each number of calibration IMAGES and each draw of
 them from the images that the checkpoint was trained on, each method's ranges make an int8 .tflite, which
 is run by XNNPACK on the validation split and compared with the fp32 .tflite. Adds to ranges.json beside
 this file, under the checkpoint's name, and prints the table.
@@ -32,7 +32,7 @@ from ghostedge.models import fold
 from ghostedge.runtime import Classifier
 
 RESULTS = Path(__file__).with_suffix(".json")
-COUNTS, DRAWS = (100, 500, 2000), 3
+DRAWS = 3
 
 
 class Seen(Histogram):
@@ -120,7 +120,8 @@ def observed(model: bytes, images: np.ndarray) -> dict[str, Seen]:
     return seen
 
 
-def main(weights: str, data: str) -> None:
+def main(weights: str, data: str, *images: str) -> None:
+    counts = [int(count) for count in images] or [100, 500, 2000]
     card, net = checkpoints.build(weights)
     source = open_data(data).train
     assert source is not None
@@ -148,10 +149,10 @@ def main(weights: str, data: str) -> None:
         model = finish((folder / "model_fp32.tflite").read_bytes())
         expected = run(model)
         right = expected.argmax(1) == held_out.labels
-        for count in COUNTS:
+        for count in counts:
             for draw in range(DRAWS):
-                images = source.read(card.pixels.size, sample(source, train, count, draw)).pixels
-                seen = observed(model, images)
+                chosen = sample(source, train, count, draw)
+                seen = observed(model, source.read(card.pixels.size, chosen).pixels)
                 for name, method in METHODS.items():
                     ranges: Ranges = {tensor: method(s) for tensor, s in seen.items()}
                     judged(name, count, draw, to_int8_tflite.quantize(model, ranges, "uint8"))
@@ -163,15 +164,15 @@ def main(weights: str, data: str) -> None:
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    report(rows)
+    report(rows, counts)
 
 
-def report(rows: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]], counts: list[int]) -> None:
     """Print, for each method and number of images: agreement (lowest to highest) and points lost."""
-    print(f"{'':22}" + "".join(f"{f'{n} images':>34}" for n in COUNTS))
+    print(f"{'':22}" + "".join(f"{f'{n} images':>34}" for n in counts))
     for name in dict.fromkeys(row["method"] for row in rows):
         print(f"{name:22}", end="")
-        for count in COUNTS:
+        for count in counts:
             of = [row for row in rows if (row["method"], row["images"]) == (name, count)]
             agreement = [100 * row["agreement"] for row in of]
             drop = np.mean([row["drop"] for row in of])

@@ -6,7 +6,6 @@ import numpy as np
 
 from ghostedge.convert.ranges import observe, visit
 from ghostedge.convert.rewrites.flat import OPS
-from ghostedge.convert.sensitivity import sensitivity
 from ghostedge.convert.to_int8_tflite import quantize
 from ghostedge.runtime import Classifier
 from tests.convert.flat_fixtures import Net
@@ -48,15 +47,10 @@ def hostile() -> tuple[Net, bytes, list[str]]:
     return net, model, [net.name(spread), net.name(reader)]
 
 
-def test_the_most_sensitive_ops_in_float_repair_a_net(tmp_path: Path) -> None:
+def test_ops_in_float_repair_a_net(tmp_path: Path) -> None:
     _, model, culprits = hostile()
     given = images(40)
     ranges = observe(model, given)
-    measured = sensitivity(model, ranges, given, cache=tmp_path)
-    assert {entry.tensor for entry in measured[:2]} == set(culprits)
-    assert measured[1].divergence > 3 * measured[2].divergence
-    divergences = [entry.divergence for entry in measured]
-    assert divergences == sorted(divergences, reverse=True)
 
     def error(*in_float: str) -> float:
         file = tmp_path / "model.tflite"
@@ -66,15 +60,3 @@ def test_the_most_sensitive_ops_in_float_repair_a_net(tmp_path: Path) -> None:
         return float(np.abs(Classifier(file)(given) - expected).mean())
 
     assert error(*culprits) < error() / 3
-
-
-def test_sensitivity_is_cached_by_content(tmp_path: Path) -> None:
-    _, model, _ = hostile()
-    given = images(4)
-    ranges = observe(model, given)
-    first = sensitivity(model, ranges, given, cache=tmp_path)
-    (file,) = tmp_path.iterdir()
-    file.write_text(file.read_text().replace(first[0].tensor, "from the cache"))
-    assert sensitivity(model, ranges, given, cache=tmp_path)[0].tensor == "from the cache"
-    assert sensitivity(model, ranges, images(3), cache=tmp_path)[0].tensor == first[0].tensor
-    assert len(list(tmp_path.iterdir())) == 2
