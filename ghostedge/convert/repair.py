@@ -357,13 +357,13 @@ def cached(
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = root / "ghostedge" / f"{kind}-{digest.hexdigest()}.npz"
     try:
-        with np.load(file) as stored:
+        with file.open("rb") as handle, np.load(handle) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         made = make()
     try:
-        with atomic_file(file) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **made)
+        with atomic_file(file) as temporary, temporary.open("wb") as target:
+            np.savez(target, **made)
     except GhostEdgeError:  # a home that cannot be written is no reason to fail
         pass
     return made
