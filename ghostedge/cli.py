@@ -129,11 +129,15 @@ def export(
             print(line)
         return
     from ghostedge.convert.pipeline import run
-    from ghostedge.convert.report import calibration_line, stage_tables
+    from ghostedge.convert.report import attempts_table, calibration_line, stage_tables
 
     bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
     for table in stage_tables(bundle.manifest):
         _table(*table)
+    timings = json.loads((bundle.path / "timings.json").read_text("utf-8"))
+    tried = attempts_table(bundle.manifest, timings)
+    if tried:
+        _table("What was tried", *tried)
     print(calibration_line(bundle.manifest))
     print(f"Wrote {bundle.path}: {', '.join(bundle.manifest['artefacts'])}")
 

@@ -46,7 +46,7 @@ class Stage:
 
     name: str
     precision: str
-    """"fp32", "fp16", "int8" where all is computed in integers, else "int8+float"."""
+    """"fp32", "fp16", "int8" where all is computed in integers, else "mixed"."""
     parity: dict[str, Parity]
     """By set of images: "synthetic", "validation", "test"."""
 

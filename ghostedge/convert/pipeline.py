@@ -43,9 +43,9 @@ TOLERANCES = {
     ("litert", "int8", "default"): (1, "step"),
     ("onnxruntime", "int8", "default"): (0.1, "probability"),
     # Float inside may be a rounding apart between CPUs, and a step of int8 then.
-    ("litert", "int8+float", "reference"): (1, "step"),
-    ("litert", "int8+float", "default"): (1, "step"),
-    ("onnxruntime", "int8+float", "default"): (0.1, "probability"),
+    ("litert", "mixed", "reference"): (1, "step"),
+    ("litert", "mixed", "default"): (1, "step"),
+    ("onnxruntime", "mixed", "default"): (0.1, "probability"),
     ("litert", "fp16", "default"): (1e-2, "probability"),
 }
 FLOAT_TOLERANCE = (1e-4, "probability")
@@ -323,10 +323,10 @@ class _Export:
 
     def quantize(self) -> None:
         """Write the int8 files, repaired where they lose too much."""
+        from ghostedge.convert.audit import audit
         from ghostedge.convert.check import Stage, compare
         from ghostedge.convert.repair import (
             Files,
-            Variant,
             few_images,
             ladder,
             repair,
@@ -346,13 +346,13 @@ class _Export:
         )
         judged = {name: images for name, images in evidence.sets.items() if name != "test"}
 
-        def measure(name: str, path: Path, variant: Variant) -> Stage:
+        def measure(name: str, path: Path) -> Stage:
             model = Classifier(path, threads=os.cpu_count() or 1)
             parity = {
                 key: compare(self.expected[key], model(images.pixels), images)
                 for key, images in judged.items()
             }
-            return Stage(name, variant.precision, parity)
+            return Stage(name, audit(path)["precision"], parity)
 
         attempts = ladder(
             self.core, evidence.calibration, evidence.training, plan.qat, plan.seed, self.say

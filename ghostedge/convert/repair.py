@@ -59,10 +59,6 @@ class Variant:
     ranges: Ranges | None = None
     in_float: tuple[str, ...] = ()
 
-    @property
-    def precision(self) -> str:
-        return "int8+float" if self.in_float else "int8"
-
     def weights(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return model if self.graph is None else tune.changed(model, self.graph)
 
@@ -133,7 +129,7 @@ def repair(
     names: list[str],
     attempts: Iterator[Variant],
     make: Callable[[str, Variant], Path],
-    measure: Callable[[str, Path, Variant], Stage],
+    measure: Callable[[str, Path], Stage],
     limits: Limits,
     say: Say,
 ) -> tuple[dict[str, tuple[Path, Stage]], list[dict[str, Any]]]:
@@ -149,7 +145,7 @@ def repair(
     for variant in attempts:
         for name in [name for name in names if name not in done]:
             path = make(name, variant)
-            stage = measure(name, path, variant)
+            stage = measure(name, path)
             rows.append(_row(variant, stage, path))
             found = failure(stage, limits)
             say(
@@ -251,7 +247,7 @@ def _row(variant: Variant, stage: Stage, path: Path) -> dict[str, Any]:
     row: dict[str, Any] = {
         "file": stage.name,
         "tried": variant.name,
-        "precision": variant.precision,
+        "precision": stage.precision,
         "kB": round(path.stat().st_size / 1000, 1),
     }
     if parity.top1 is not None:
@@ -357,13 +353,13 @@ def cached(
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     file = root / "ghostedge" / f"{kind}-{digest.hexdigest()}.npz"
     try:
-        with np.load(file) as stored:
+        with file.open("rb") as handle, np.load(handle) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         made = make()
     try:
-        with atomic_file(file) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **made)
+        with atomic_file(file) as temporary, temporary.open("wb") as target:
+            np.savez(target, **made)
     except GhostEdgeError:  # a home that cannot be written is no reason to fail
         pass
     return made

@@ -71,7 +71,11 @@ def stage_tables(manifest: dict[str, Any]) -> list[StageTable]:
 
 
 def calibration_line(manifest: dict[str, Any]) -> str:
-    """Return one sentence on what the quantized models were calibrated on."""
+    """Return what the quantized models were calibrated on, and what to be wary of."""
+    return " ".join([_calibration(manifest), *manifest["warnings"]])
+
+
+def _calibration(manifest: dict[str, Any]) -> str:
     card = manifest["calibration"]
     if card is None:
         return "Nothing is quantized."
@@ -124,7 +128,7 @@ def write_reports(
         "manifest": manifest,
         "tables": stage_tables(manifest),
         "calibration": calibration_line(manifest),
-        "attempts": attempts_table(manifest),
+        "attempts": attempts_table(manifest, timings),
         "timings": timings,
         "confusions": confusions,
         "matrix": len(manifest["labels"]) <= MATRIX,
@@ -142,16 +146,23 @@ def write_reports(
         (folder / name).write_text(text, "utf-8")
 
 
-def attempts_table(manifest: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+def attempts_table(
+    manifest: dict[str, Any], timings: dict[str, Any]
+) -> tuple[list[str], list[list[str]]] | None:
     """Return the heading and rows of what was tried to stay within the limit, None for nothing.
 
-    `manifest["attempts"]` is a list of flat dictionaries; their keys become the heading.
+    `manifest["attempts"]` is a list of flat dictionaries; their keys become the heading. Their latency
+    is in `timings["attempts"]`, where more than one was tried.
     """
     attempts = manifest.get("attempts")
     if not attempts:
         return None
     keys = list(dict.fromkeys(key for attempt in attempts for key in attempt))
     rows = [[_text(attempt.get(key)) for key in keys] for attempt in attempts]
+    if "attempts" in timings:
+        keys.append(f"median {timings['attempts']['unit']}")
+        for row, median in zip(rows, timings["attempts"]["median"], strict=True):
+            row.append(_text(median))
     return [key.replace("_", " ") for key in keys], rows
 
 

@@ -21,7 +21,7 @@ from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract, enlarged
 from ghostedge.runtime import Classifier
-from tests.export_fixtures import EVERYTHING, WIDTH
+from tests.export_fixtures import EVERYTHING, WIDTH, hostile
 
 MODELS = {
     "model.onnx",
@@ -169,20 +169,13 @@ def test_a_stage_outside_its_limit_publishes_nothing(trained: Path, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_that_cannot_hold_is_refused_without_data(tmp_path: Path) -> None:
+def test_int8_that_cannot_hold_is_repaired_without_data(tmp_path: Path) -> None:
     """Channels scaled over three decades: the same function in float, hopeless for plain int8."""
-    card, tensors = checkpoint.read("ghostnetv3-small-1.0x")
-    generator = np.random.default_rng(0)
-    last, head = ((10 ** generator.uniform(-1.5, 1.5, n)).astype(np.float32) for n in (160, 1280))
-    tensors["last.bn.weight"] *= last
-    tensors["last.bn.bias"] *= last
-    tensors["head.weight"] *= head[:, None, None, None] / last[None, :, None, None]
-    tensors["head.bias"] *= head
-    tensors["classifier.weight"] /= head
-    checkpoint.save(tmp_path / "hostile.safetensors", card, tensors)
-    with pytest.raises(CheckFailed, match=r"The stage model_int8\.onnx fails .* synthetic images"):
-        export(tmp_path / "hostile.safetensors", tmp_path / "out", int8=True, format=["onnx"])
-    assert not (tmp_path / "out").exists()
+    file = hostile(checkpoint.find("ghostnetv3-small-1.0x"), tmp_path / "hostile.safetensors")
+    made = export(file, tmp_path / "out", int8=True, format=["onnx"])
+    found = [float(row["same class"].rstrip("%")) for row in made.manifest["attempts"]]
+    assert len(found) > 1
+    assert found[0] < 90 <= found[-1]
 
 
 def test_a_size_limit_is_held(trained: Path, tmp_path: Path) -> None:

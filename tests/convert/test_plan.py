@@ -103,7 +103,7 @@ def test_the_recipes_that_travel_with_the_package() -> None:
 def test_every_recipe_gives_a_plan(name: str) -> None:
     plan = make_plan("net.safetensors", name, {})
     assert plan.int8
-    assert plan.limits.max_drop == 1.0
+    assert plan.limits.max_drop == 0.5
     assert plan == make_plan("net.safetensors", str(recipes()[name]), {})
 
 
