@@ -27,7 +27,8 @@ import onnx
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ghostedge import checkpoint as checkpoints
-from ghostedge.convert import to_onnx, to_tflite
+from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
+from ghostedge.convert.ranges import observe
 from ghostedge.convert.rewrites import CONVERTED, TFLITE, finish, rewrite
 from ghostedge.data.sources import open_data, split
 from ghostedge.latency.timing import PROTOCOL, bench, machine
@@ -67,11 +68,14 @@ def images(card: checkpoints.Checkpoint, data: str) -> tuple[np.ndarray, np.ndar
 def convert(core: onnx.ModelProto, passes: Passes, calibration: np.ndarray, folder: Path) -> None:
     folder.mkdir()
     onnx.save(rewrite(core, passes[0]), folder / to_tflite.CORE)
-    np.save(folder / to_tflite.CALIBRATION, calibration)
-    to_tflite.convert(folder, list(PRECISIONS), "uint8")
-    for precision in PRECISIONS:
+    floats = ["fp32", "fp16"]
+    to_tflite.convert(folder, floats)
+    for precision in floats:
         file = folder / f"model_{precision}.tflite"
         file.write_bytes(finish(file.read_bytes(), passes[1]))
+    model = (folder / "model_fp32.tflite").read_bytes()
+    quantized = to_int8_tflite.quantize(model, observe(model, calibration), "uint8")
+    (folder / "model_int8.tflite").write_bytes(quantized)
 
 
 def audit(file: Path) -> dict[str, Any]:

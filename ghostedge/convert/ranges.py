@@ -10,6 +10,13 @@ import numpy as np
 Ranges = dict[str, tuple[float, float]]
 """Lowest and highest value to be told apart, by the name of a tensor."""
 
+BINS = 2048
+PARTS = np.linspace(1, 0.2, 33)
+"""Of a range, to choose from; the whole one first, which a tie leaves."""
+ONE = np.ones(33)
+INFINITE = 1e30
+"""Such a width is of a padding with the lowest float, which says nothing about the values."""
+
 
 def visit(model: bytes, images: np.ndarray, see: Callable[[str, np.ndarray], None]) -> None:
     """Call `see` with the name and the values of each computed tensor, for batch after batch of images.
@@ -45,13 +52,55 @@ def visit(model: bytes, images: np.ndarray, see: Callable[[str, np.ndarray], Non
             see(name, values())
 
 
+class Histogram:
+    """All values of a tensor, counted in equal parts of their range, which zero belongs to."""
+
+    def __init__(self) -> None:
+        self.low = self.high = 0.0
+        self.counts = np.zeros(BINS)
+
+    def widen(self, values: np.ndarray) -> None:
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+
+    def count(self, values: np.ndarray) -> None:
+        """Count values of a range that is known by now."""
+        width = self.high - self.low
+        if 0 < width < INFINITE:
+            places = ((values.ravel() - np.float32(self.low)) * np.float32(BINS / width)).astype(
+                int
+            )
+            self.counts += np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
+
+    @property
+    def middles(self) -> np.ndarray:
+        return self.low + (np.arange(BINS) + 0.5) * (self.high - self.low) / BINS
+
+    def least_error(self) -> tuple[float, float]:
+        """Return the range in which 8 bits have the least mean squared error.
+
+        Both ends are drawn in together, then each alone.
+        """
+        low, high = self.low, self.high
+        if not self.counts.any():
+            return low, high
+        values = self.middles
+        for lows, highs in ((PARTS, PARTS), (PARTS, ONE), (ONE, PARTS)):
+            bottom, top = low * lows[:, None], high * highs[:, None]
+            step = (top - bottom) / 255
+            rounded = np.clip(np.rint((values - bottom) / step), 0, 255) * step + bottom
+            best = int(((values - rounded) ** 2 @ self.counts).argmin())
+            low, high = float(bottom[best, 0]), float(top[best, 0])
+        return low, high
+
+
 def observe(model: bytes, images: np.ndarray) -> Ranges:
-    """Return the lowest and highest value of each tensor over all images; arguments as of `visit`."""
-    ranges: Ranges = {}
+    """Return for each tensor the range in which int8 has the least mean squared error.
 
-    def see(name: str, values: np.ndarray) -> None:
-        low, high = ranges.get(name, (np.inf, -np.inf))
-        ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
-
-    visit(model, images, see)
-    return ranges
+    Arguments are those of `visit`. The images are gone through twice. Of min-max, moving average,
+    percentiles, entropy and this, it lost least (benchmarks/int8).
+    """
+    seen: dict[str, Histogram] = {}
+    visit(model, images, lambda name, values: seen.setdefault(name, Histogram()).widen(values))
+    visit(model, images, lambda name, values: seen[name].count(values))
+    return {name: histogram.least_error() for name, histogram in seen.items()}

@@ -115,9 +115,10 @@ class _Quantizer:
         names = {flat.name(op.outputs[0]) for op in self.ops}
         for name in sorted(set(in_float) - names):
             raise GhostEdgeError(f"No op computes a tensor {name!r}.{nearest(name, names)}")
-        self.floats = [
-            op for op in self.ops if flat.name(op.outputs[0]) in in_float or not self.known(op)
-        ]
+        self.floats = {
+            id(op) for op in self.ops if flat.name(op.outputs[0]) in in_float or not self.known(op)
+        }
+        """The operators that stay in float, by identity."""
         self.widen_islands()
         self.made: list[Any] = []
         """The operators of the result."""
@@ -185,15 +186,14 @@ class _Quantizer:
         """Let an op that only copies stay in float between ops in float."""
         flat, grown = self.flat, True
         while grown:
-            grown = False
+            before = len(self.floats)
             for op in self.ops:
-                if op in self.floats or flat.kind(op) not in COPYING:
-                    continue
-                readers = [r for t in op.outputs for r in flat.readers(t) or [None]]
-                around = [flat.producer(tensor) for tensor in self.values(op.inputs)] + readers
-                if all(other in self.floats for other in around):
-                    self.floats.append(op)
-                    grown = True
+                if flat.kind(op) in COPYING:
+                    around = [flat.producer(tensor) for tensor in self.values(op.inputs)]
+                    around += [op for tensor in op.outputs for op in flat.readers(tensor) or [None]]
+                    if all(id(other) in self.floats for other in around):
+                        self.floats.add(id(op))
+            grown = len(self.floats) > before
 
     def values(self, tensors: Collection[int]) -> list[int]:
         """Return those of an op's tensors that are computed floats."""
@@ -221,13 +221,12 @@ class _Quantizer:
         flat = self.flat
         self.requantize_fixed()
         self.scales = self.shared_scales()
-        self.held_in_int8 = {t for op in self.ops if op not in self.floats for t in op.outputs}
+        self.held_in_int8 = {t for op in self.ops if id(op) not in self.floats for t in op.outputs}
         if self.io != "float32":
             self.held_in_int8.add(self.image)
-        floats = {id(op) for op in self.floats}
         for op in self.ops:
             kind = flat.kind(op)
-            if id(op) in floats:
+            if id(op) in self.floats:
                 values = {t: self.in_float(t) for t in self.values(op.inputs)}
             else:
                 values = {t: self.in_int8(t) for t in self.values(op.inputs)}
@@ -251,10 +250,10 @@ class _Quantizer:
         for op in list(self.ops):
             if flat.kind(op) in FIXED:
                 self.fixed[op.outputs[0]] = FIXED[flat.kind(op)]
-            if op in self.floats or flat.kind(op) not in COPYING:
+            if id(op) in self.floats or flat.kind(op) not in COPYING:
                 continue
             values = self.values(op.inputs)
-            if len({*values, *self.constants(op)}) == 1 and values[0] in self.fixed:
+            if len({*values, *self.constants(op)}) == 1 and self.fixed.keys() >= set(values):
                 self.fixed.update(dict.fromkeys(op.outputs, self.fixed[values[0]]))
                 continue
             for tensor in sorted({t for t in values if t in self.fixed}):
@@ -276,7 +275,7 @@ class _Quantizer:
         # A copy has the range of what it is a copy of; a padding may be as low as no other value.
         copied: set[int] = set()
         for op in self.ops:
-            if op not in self.floats and self.flat.kind(op) in COPYING:
+            if id(op) not in self.floats and self.flat.kind(op) in COPYING:
                 first, *rest = self.values(op.inputs) + self.constants(op) + list(op.outputs)
                 for tensor in rest:
                     parent[root(tensor)] = root(first)

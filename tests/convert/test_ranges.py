@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ghostedge.convert.ranges import observe, visit
+from ghostedge.convert.rewrites.flat import OPS
+from ghostedge.convert.sensitivity import sensitivity
+from ghostedge.convert.to_int8_tflite import quantize
+from ghostedge.runtime import Classifier
+from tests.convert.flat_fixtures import Net
+
+
+def images(count: int, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_every_computed_tensor_is_seen_on_every_image() -> None:
+    net = Net(8, batch=2)
+    centred = net.normalized()
+    model = net.bytes(net.head(net.conv(centred, 4)))
+    seen: dict[str, list[np.ndarray]] = {}
+    given = images(5, 8)
+    visit(model, given, lambda name, values: seen.setdefault(name, []).append(values.copy()))
+    assert set(seen) == {net.name(t) for op in net.graph.operators for t in op.outputs} | {"image"}
+    found = np.concatenate(seen[net.name(centred)])
+    assert np.array_equal(found[:5], given.astype(np.float32) - 128)
+    assert np.array_equal(found[5], found[0])  # the last batch is filled up
+
+
+def hostile() -> tuple[Net, bytes, list[str]]:
+    """Of a chain of convolutions, one tensor has channels a thousand times apart in scale."""
+    net = Net(24)
+    scale = np.logspace(-1.5, 1.5, 12)
+    first = net.conv(net.normalized(), 8, 3, relu=True)
+    spread = net.weighted(
+        first,
+        net.random.normal(0, 0.3, (12, 1, 1, 8)) * scale.reshape(12, 1, 1, 1),
+        net.random.normal(0, 0.3, 12) * scale,
+        relu=True,
+    )
+    reader = net.weighted(
+        spread, net.random.normal(0, 0.4, (8, 1, 1, 12)) / scale, net.random.normal(0, 0.1, 8)
+    )
+    last = net.op(OPS.RELU, [net.conv(reader, 8)], [1, 24, 24, 8])
+    model = net.bytes(net.head(last))
+    return net, model, [net.name(spread), net.name(reader)]
+
+
+def test_the_most_sensitive_ops_in_float_repair_a_net(tmp_path: Path) -> None:
+    _, model, culprits = hostile()
+    given = images(40)
+    ranges = observe(model, given)
+    measured = sensitivity(model, ranges, given, cache=tmp_path)
+    assert {entry.tensor for entry in measured[:2]} == set(culprits)
+    assert measured[1].divergence > 3 * measured[2].divergence
+    divergences = [entry.divergence for entry in measured]
+    assert divergences == sorted(divergences, reverse=True)
+
+    def error(*in_float: str) -> float:
+        file = tmp_path / "model.tflite"
+        file.write_bytes(model)
+        expected = Classifier(file)(given)
+        file.write_bytes(quantize(model, ranges, "uint8", in_float))
+        return float(np.abs(Classifier(file)(given) - expected).mean())
+
+    assert error(*culprits) < error() / 3
+
+
+def test_sensitivity_is_cached_by_content(tmp_path: Path) -> None:
+    _, model, _ = hostile()
+    given = images(4)
+    ranges = observe(model, given)
+    first = sensitivity(model, ranges, given, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace(first[0].tensor, "from the cache"))
+    assert sensitivity(model, ranges, given, cache=tmp_path)[0].tensor == "from the cache"
+    assert sensitivity(model, ranges, images(3), cache=tmp_path)[0].tensor == first[0].tensor
+    assert len(list(tmp_path.iterdir())) == 2
