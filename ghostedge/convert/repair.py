@@ -76,7 +76,7 @@ def ladder(
     core: the core graph, as exported. calibration, training: raw pixels, uint8
     (images, size, size, 3). epochs: of quantization-aware training, 0 for none.
     """
-    yield Variant("as calibrated")
+    yield Variant("plain")
     core = to_onnx.simplified(core)
     try:
         graph = Graph(core)

@@ -137,18 +137,19 @@ def stage(name: str, drop: float, images: int = 500) -> Stage:
 
 
 def test_each_file_stops_at_its_first_success(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(1500))
     drops = {("a", "one"): 3.0, ("a", "two"): 0.2, ("b", "one"): 0.1}
     asked = []
 
-    def measure(name: str, path: Path, variant: Variant) -> Stage:
-        asked.append((name, variant.name))
-        return stage(name, drops[name, variant.name])
+    def make(name: str, variant: Variant) -> Path:
+        (tmp_path / variant.name).write_bytes(bytes(1500))
+        return tmp_path / variant.name
+
+    def measure(name: str, path: Path) -> Stage:
+        asked.append((name, path.name))
+        return stage(name, drops[name, path.name])
 
     attempts = iter([Variant("one"), Variant("two"), Variant("three")])
-    done, rows = repair(
-        ["a", "b"], attempts, lambda *_: tmp_path / "file", measure, Limits(), lambda line: None
-    )
+    done, rows = repair(["a", "b"], attempts, make, measure, Limits(), lambda line: None)
     assert asked == [("a", "one"), ("b", "one"), ("a", "two")]
     assert set(done) == {"a", "b"}
     assert [row["points lost"] for row in rows] == ["3.00 ± 1.20", "0.10 ± 1.20", "0.20 ± 1.20"]
