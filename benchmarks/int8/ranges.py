@@ -24,7 +24,7 @@ import onnx
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
-from ghostedge.convert.ranges import BINS, PARTS, Histogram, Ranges, visit
+from ghostedge.convert.ranges import BINS, Histogram, Ranges, visit
 from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
@@ -33,6 +33,8 @@ from ghostedge.runtime import Classifier
 
 RESULTS = Path(__file__).with_suffix(".json")
 DRAWS = 3
+PARTS = np.linspace(1, 0.2, 33)
+"""Of a range, for entropy and MSE to choose from."""
 
 
 class Seen(Histogram):
@@ -45,6 +47,10 @@ class Seen(Histogram):
     def widen(self, values: np.ndarray) -> None:
         super().widen(values)
         self.images.append((float(values.min()), float(values.max())))
+
+    @property
+    def middles(self) -> np.ndarray:
+        return self.low + (np.arange(BINS) + 0.5) * (self.high - self.low) / BINS
 
 
 def min_max(seen: Seen) -> tuple[float, float]:
@@ -60,16 +66,26 @@ def moving_average(seen: Seen) -> tuple[float, float]:
 
 
 def percentile(share: float) -> Callable[[Seen], tuple[float, float]]:
-    """Cut off (100 - share) / 2 percent of the values at either end."""
+    return lambda seen: seen.within(share / 100)
 
-    def method(seen: Seen) -> tuple[float, float]:
-        summed = np.cumsum(seen.counts) / seen.counts.sum()
-        cut = (1 - share / 100) / 2
-        low, high = np.searchsorted(summed, [cut, 1 - cut])
-        edges = np.linspace(seen.low, seen.high, BINS + 1)
-        return float(edges[low]), float(edges[min(high + 1, BINS)])
 
-    return method
+def choose(seen: Seen, cost: Callable[[float, float], float]) -> tuple[float, float]:
+    """Draw both ends in together, then each alone, to the lowest cost."""
+    low, high = min(((p * seen.low, p * seen.high) for p in PARTS), key=lambda ends: cost(*ends))
+    low = min((p * low for p in PARTS), key=lambda end: cost(end, high))
+    return low, min((p * high for p in PARTS), key=lambda end: cost(low, end))
+
+
+def mse(seen: Seen) -> tuple[float, float]:
+    """Least mean squared error of the int8 values."""
+    values = seen.middles
+
+    def cost(low: float, high: float) -> float:
+        step = max(high - low, 1e-12) / 255
+        rounded = np.clip(np.rint((values - low) / step), 0, 255) * step + low
+        return float(seen.counts @ (values - rounded) ** 2)
+
+    return choose(seen, cost)
 
 
 def entropy(seen: Seen) -> tuple[float, float]:
@@ -97,9 +113,7 @@ def entropy(seen: Seen) -> tuple[float, float]:
         known = p > 0
         return float((p[known] * np.log(p[known] / np.maximum(q[known], 1e-9))).sum())
 
-    low, high = min(((p * seen.low, p * seen.high) for p in PARTS), key=lambda ends: cost(*ends))
-    low = min((p * low for p in PARTS), key=lambda end: cost(end, high))
-    return low, min((p * high for p in PARTS), key=lambda end: cost(low, end))
+    return choose(seen, cost)
 
 
 METHODS: dict[str, Callable[[Seen], tuple[float, float]]] = {
@@ -109,7 +123,7 @@ METHODS: dict[str, Callable[[Seen], tuple[float, float]]] = {
     "percentile 99.99": percentile(99.99),
     "percentile 99.9": percentile(99.9),
     "entropy": entropy,
-    "MSE": Seen.least_error,
+    "MSE": mse,
 }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghostedge.convert.ranges import observe, visit
+from ghostedge.convert.ranges import Histogram, observe, visit
 from ghostedge.convert.rewrites.flat import OPS
 from ghostedge.convert.to_int8_tflite import quantize
 from ghostedge.runtime import Classifier
@@ -60,3 +60,17 @@ def test_ops_in_float_repair_a_net(tmp_path: Path) -> None:
         return float(np.abs(Classifier(file)(given) - expected).mean())
 
     assert error(*culprits) < error() / 3
+
+
+def test_a_range_leaves_out_the_outermost_values() -> None:
+    """One value in a hundred thousand is left out, one in a thousand is not, and zero is always in."""
+    values = np.linspace(1, 2, 100_000, dtype=np.float32)
+    for outliers, highest in ((1, 2.0), (100, 50.0)):
+        histogram = Histogram()
+        values[:outliers] = 50
+        histogram.widen(values)
+        histogram.count(values[:60_000])
+        histogram.count(values[60_000:])
+        low, high = histogram.within(0.9999)
+        assert low <= 1.05 and abs(high - highest) < 0.1
+        assert histogram.low == 0
