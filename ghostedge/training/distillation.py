@@ -203,12 +203,11 @@ class AMTML(Strategy):
     looks_inside = True
     settings = (4.0, 0.3)
     hints = 1.0
-    latent: Tensor
 
     def prepare(self, student: nn.Module, teachers: Sequence[Teacher], views: Tensor) -> None:
         self._student = Maps(student, views)
-        self._teachers = [t.net and Maps(t.net, views) for t in teachers]
-        shapes = [maps and maps.shapes for maps in self._teachers]
+        self._teachers = [None if t.net is None else Maps(t.net, views) for t in teachers]
+        shapes = [[] if maps is None else maps.shapes for maps in self._teachers]
         inside = [index for index, shape in enumerate(shapes) if shape]
         width = self._student.shapes[-1][1]
         self.latent = nn.Parameter(torch.randn(len(teachers), width))
@@ -217,10 +216,10 @@ class AMTML(Strategy):
         bridges = []
         for level, (_, channels, height, _) in enumerate(self._student.shapes if inside else []):
             teacher = inside[level % len(inside)]
-            sizes = [abs(shape[2] - height) for shape in shapes[teacher] or []]
+            sizes = [abs(shape[2] - height) for shape in shapes[teacher]]
             other = sizes.index(min(sizes))
             self.pairs.append((level, teacher, other))
-            bridges.append(nn.Conv2d(channels, (shapes[teacher] or [])[other][1], 1))
+            bridges.append(nn.Conv2d(channels, shapes[teacher][other][1], 1))
         self.bridges = nn.ModuleList(bridges)
         self.to(views.device)
 
