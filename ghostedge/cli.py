@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -408,7 +409,8 @@ def _run_training(
             hint = f"Stopped. The same command with --resume continues {output}."
         print(f"\n{hint}", file=sys.stderr)
         sys.exit(130)
-    print(f"Wrote {best}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        print(f"Wrote {best}")
 
 
 @app.command(name="import")

@@ -12,6 +12,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ghostedge.models.statistics_first import depthwise, pointwise
+
 
 class RepConv(nn.Module):
     """A sum of conv+BN branches that folds into one convolution.
@@ -58,6 +60,13 @@ class RepConv(nn.Module):
         self.post_bn = nn.BatchNorm2d(cout) if post_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._shortcut(x):
+            if self.conv.groups == 1:
+                return pointwise(x, self.conv.weight, self.branches, self.bn, self.skip_bn)
+            scale = None if self.scale_conv is None else self.scale_conv.weight
+            return depthwise(
+                x, self.conv, self.branches, self.bn, scale, self.scale_bn, self.skip_bn
+            )
         y = self.bn(self.conv(x))
         if self.branches > 1:
             y = y.unflatten(1, (-1, self.branches)).sum(2)
@@ -69,6 +78,22 @@ class RepConv(nn.Module):
         if self.plain_skip:
             y = y + x
         return y if self.post_bn is None else self.post_bn(y)
+
+    def _shortcut(self, x: Tensor) -> bool:
+        """Whether `statistics_first` computes the same faster: branches that train on a CPU.
+
+        On a GPU torch.compile fuses the plain form, and autocast would round the covariances.
+        """
+        conv = self.conv
+        pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+        depthwise = conv.groups == conv.in_channels == conv.out_channels // self.branches
+        return (
+            self.branches > 1
+            and self.bn.training
+            and x.device.type == "cpu"
+            and self.post_bn is None
+            and ((pointwise and self.scale_conv is None) or depthwise)
+        )
 
     def folded(self) -> nn.Conv2d:
         """Return the one convolution with bias that computes the same in eval mode, in float64."""
