@@ -194,8 +194,9 @@ class AMTML(Strategy):
     Each teacher has a latent vector; with the student's pooled features it gives the teacher's
     weight for each image, and the weighted soft targets are what is learnt. Hints: the student's
     map of each resolution, through a 1x1 conv, follows that of one teacher, the teachers taking
-    turns. The paper's angle loss between images is left out, and its weights are learnt beside the
-    student, from the cross-entropy of the weighted targets, not beforehand.
+    turns. Unlike in the paper, a hint is the cosine and not the squared distance of the two maps,
+    there is no angle loss between images, and the teachers' weights are learnt beside the student,
+    from the cross-entropy of the weighted targets, not beforehand.
 
     Hints need torch teachers; an .onnx teacher gives soft targets alone.
     """
@@ -240,8 +241,8 @@ class AMTML(Strategy):
             sought = theirs.found[other].float()
             found = bridge(self._student.found[level].float())
             sought = F.adaptive_avg_pool2d(sought, found.shape[-1])
-            # In units of the teacher's activations, or one hint would drown the others.
-            losses.append(F.mse_loss(found, sought) / sought.square().mean().clamp(min=1e-8))
+            # The angle: with the squared distance, activations of one scale drown all others.
+            losses.append(1 - F.cosine_similarity(found.flatten(1), sought.flatten(1)).mean())
         return torch.stack(losses).sum() / max(1, len(self.pairs))
 
 

@@ -179,11 +179,11 @@ def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> l
     """Take over every tensor that fits; return the names, but the head's, that had none."""
     own = net.state_dict()
     made = () if with_head else tuple(f"{head(net)[0]}.{part}" for part in ("weight", "bias"))
-    taken = {
-        name: torch.from_numpy(tensor)
-        for name, tensor in tensors.items()
-        if name in own and tensor.shape == own[name].shape and name not in made
-    }
+    taken = {}
+    for name, tensor in tensors.items():
+        # A file holds a norm's counter, which has no dimension, as a list of one.
+        if name in own and name not in made and tensor.shape in (own[name].shape, (1,)):
+            taken[name] = torch.from_numpy(tensor).reshape(own[name].shape)
     net.load_state_dict(taken, strict=False)
     return [name for name in own if name not in taken and name not in made]
 

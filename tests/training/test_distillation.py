@@ -139,7 +139,7 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     found = strategy.guidance(logits(0).float(), targets, LABELS)  # type: ignore[operator]
     p = softmax(logits(1).numpy() / 4)
     adapter = -np.log(p[np.arange(5), LABELS]).mean()
-    assert float(found) == pytest.approx(
+    assert found.item() == pytest.approx(
         adapter + 16 * kl(p, softmax(logits(0).numpy() / 4)), rel=1e-4
     )
 
