@@ -237,7 +237,8 @@ def accuracy(net: nn.Module, batches: Batches) -> float:
     right = 0
     with torch.inference_mode():
         for batch in batches.in_order():
-            right += int((net(batch.views).argmax(1) == batch.labels).sum())
+            # Not through `net()`, which would compile it anew for evaluation.
+            right += int((net.forward(batch.views).argmax(1) == batch.labels).sum())
     return 100 * right / len(batches.labels)
 
 
@@ -411,8 +412,8 @@ class _Run:
                     loss, logits = self.parallel(part)
                 (loss / len(parts)).backward()
             right = (logits.detach().argmax(1) == part.labels).sum()
-            count = len(part.labels)
-            self.sums += torch.stack([loss.detach() * count, right, right.new_tensor(count)])
+            count = torch.full_like(right, len(part.labels))  # made there: no wait for a GPU
+            self.sums += torch.stack([loss.detach() * count, right, count])
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
         self.optimizer.step()
