@@ -44,7 +44,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        return f"{self.architecture}-{self.arguments.get('width', 1.0)}x"
+        width = self.arguments.get("width")
+        return self.architecture if width is None else f"{self.architecture}-{width}x"
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "pixels": self.pixels.to_json()}

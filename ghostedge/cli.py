@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -250,60 +251,192 @@ def bench(
         print(f"Wrote {output}")
 
 
+Dataset = Annotated[
+    str, typer.Argument(help="A folder of labelled images, or a set such as cifar10.")
+]
+Imgsz = Annotated[int | None, typer.Option(help="Height and width of the images; 32 by default.")]
+Branches = Annotated[
+    int, typer.Option(min=1, help="Parallel branches while training: 1, or the papers' 3.")
+]
+PostNorm = Annotated[
+    bool, typer.Option("--post-norm", help="One BatchNorm after the branches' sum (QARepVGG).")
+]
+TrainingRecipe = Annotated[
+    str | None, typer.Option("--recipe", help="A .toml file, or paper: GhostNetV3-Small's own.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="More of the recipe, as in cutout=0.25.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a step.")]
+Rate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
+Seed = Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Compile = Annotated[
+    str | None, typer.Option(help="off, default or reduce-overhead; off on CPUs by default.")
+]
+Budget = Annotated[
+    str | None, typer.Option(help="Stop after this time, as in 9m; --resume goes on from there.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
+Licence = Annotated[str | None, typer.Option(help="Recorded with the weights, as in Apache-2.0.")]
+
+
 @app.command()
 def train(
-    data: Annotated[str, typer.Argument(help="A folder of labelled images, or cifar10, cifar100.")],
-    model: Annotated[str, typer.Option(help="The network; `ghostedge list` shows all.")] = (
-        "ghostnetv3-small"
-    ),
-    width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
-    branches: Annotated[
-        int, typer.Option(min=1, help="Parallel branches while training: 1, or the papers' 3.")
-    ] = 1,
-    imgsz: Annotated[int, typer.Option(help="Height and width of the images.")] = 32,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    output: Output = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")] = False,
-    download: Download = False,
-    licence: Annotated[
-        str | None, typer.Option(help="Recorded with the weights, as in Apache-2.0.")
+    data: Dataset,
+    model: Annotated[
+        str | None, typer.Option(help="The network; `ghostedge list` shows all.")
     ] = None,
+    width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
+    branches: Branches = 1,
+    post_norm: PostNorm = False,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Start from a checkpoint or shipped weights.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from ImageNet weights (a download).")
+    ] = False,
+    imgsz: Imgsz = None,
+    recipe: TrainingRecipe = None,
+    settings: Settings = None,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    compile: Compile = None,
+    budget: Budget = None,
+    output: Output = None,
+    resume: Resume = False,
+    download: Download = False,
+    licence: Licence = None,
 ) -> None:
     """Train a network on images; Ctrl-C loses at most the epoch under way."""
+    name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
+    output = output or Path("runs") / (name or Path(str(from_)).stem)
+    options = {
+        "model": name,
+        "branches": branches,
+        "post_norm": post_norm,
+        "from_": from_,
+        "pretrained": pretrained,
+        "imgsz": imgsz,
+        "device": device,
+        "compile": compile,
+        "budget": _seconds(budget),
+        "resume": resume,
+        "download": download,
+        "licence": licence,
+    }
+    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    _run_training("train", data, output, recipe, settings or [], given, options)
+
+
+@app.command()
+def distill(
+    data: Dataset,
+    teacher: Annotated[
+        list[str], typer.Option(help="A checkpoint, shipped weights or .onnx file; several: mean.")
+    ],
+    via: Annotated[
+        list[str] | None, typer.Option(help="A network as assistant in between; may be repeated.")
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="kd, ensemble, standardized, dist, dkd, dgkd or amtml.")
+    ] = "kd",
+    temperature: Annotated[float | None, typer.Option(help="That softens logits.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Share of the labels, 0 to 1.")] = None,
+    model: Annotated[str, typer.Option(help="The student.")] = "ghostnetv3-small",
+    width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
+    branches: Branches = 1,
+    post_norm: PostNorm = False,
+    imgsz: Imgsz = None,
+    recipe: TrainingRecipe = None,
+    settings: Settings = None,
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    lr: Rate = None,
+    seed: Seed = None,
+    device: Device = "cpu",
+    compile: Compile = None,
+    budget: Budget = None,
+    output: Output = None,
+    resume: Resume = False,
+    download: Download = False,
+    licence: Licence = None,
+) -> None:
+    """Train a network to follow teachers, directly or through assistants."""
+    name = _model_name(model, width, default=None)
+    output = output or Path("runs") / f"{name}-{strategy}"
+    options = {
+        "teachers": teacher,
+        "via": via or [],
+        "strategy": strategy,
+        "temperature": temperature,
+        "alpha": alpha,
+        "model": name,
+        "branches": branches,
+        "post_norm": post_norm,
+        "imgsz": imgsz,
+        "device": device,
+        "compile": compile,
+        "budget": _seconds(budget),
+        "resume": resume,
+        "download": download,
+        "licence": licence,
+    }
+    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
+    _run_training("distill", data, output, recipe, settings or [], given, options)
+
+
+def _model_name(model: str | None, width: float | None, default: str | None) -> str | None:
+    name = model or default
+    return name if width is None or name is None else f"{name}-{width}x"
+
+
+def _seconds(text: str | None) -> float | None:
+    """Return the seconds that 90, 90s, 9m or 2h stand for."""
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
     try:
-        from ghostedge.training import Recipe
-        from ghostedge.training import train as run
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise GhostEdgeError(f"--budget {text!r} is no time: write 90s, 9m or 2h.")
+    return seconds
+
+
+def _run_training(
+    kind: str,
+    data: str,
+    output: Path,
+    recipe: str | None,
+    settings: list[str],
+    given: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    try:
+        from ghostedge import training
+        from ghostedge.training.recipe import load
     except ImportError as error:
         from ghostedge.errors import require
 
         raise require(error.name or "torch", "train") from error
-    given = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
-    name = model if width is None else f"{model}-{width}x"
-    output = output or Path("runs") / name
     try:
-        run(
-            data,
-            output,
-            model=name,
-            imgsz=imgsz,
-            branches=branches,
-            recipe=Recipe(**{k: v for k, v in given.items() if v is not None}),  # type: ignore[arg-type]
-            device=device,
-            resume=resume,
-            download=download,
-            licence=licence,
+        best = getattr(training, kind)(
+            data, output, recipe=load(recipe, settings, **given), **options
         )
     except KeyboardInterrupt:
         hint = "Stopped before the end of the first epoch."
-        if (output / "state.pt").exists():
+        if any(output.rglob("state.pt")):
             hint = f"Stopped. The same command with --resume continues {output}."
         print(f"\n{hint}", file=sys.stderr)
         sys.exit(130)
-    print(f"Wrote {output / 'best.safetensors'}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+        print(f"Wrote {best}")
 
 
 @app.command(name="import")
@@ -401,7 +534,7 @@ def list_(
     from ghostedge.pixels import PixelContract
 
     try:
-        from ghostedge.models import ARCHITECTURES, create, profile
+        from ghostedge.models import ARCHITECTURES, TEACHERS, create, profile
     except ImportError as error:
         from ghostedge.errors import require
 
@@ -432,6 +565,7 @@ def list_(
         "shipped weights",
     ]
     _table("Networks; any other width can be named too", heading, rows)
+    print(f"Teachers, which train too: {', '.join(TEACHERS)}")
 
 
 def _accuracy_line(accuracy: dict[str, Any]) -> str:

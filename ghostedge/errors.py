@@ -18,6 +18,12 @@ class CheckFailed(GhostEdgeError):
     exit_code = 1
 
 
+class Paused(GhostEdgeError):
+    """Work that stopped at its time budget and can go on. Exits with 3."""
+
+    exit_code = 3
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean ...?`` for the known names close to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,12 @@ from PIL import Image
 from ghostedge.data.images import SUFFIXES, UnreadableImage, fit, read_image
 from ghostedge.errors import GhostEdgeError, nearest, require
 
-TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "fashion-mnist": "FashionMNIST",
+}
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -220,8 +226,7 @@ def open_data(spec: str | os.PathLike[str], download: bool = False) -> Data:
 
     A folder `spec/train/<class>/*` with optional `val/` and `test/`, or `spec/<class>/*` (all of
     it is then `train`), files in folders below a class included, hidden files left out; or
-    `cifar10`, `cifar100` (torchvision's, below ./data or $GHOSTEDGE_DATA; fetched only when
-    `download`); or `drawn`, `drawn:CLASSES` (figures drawn here, for tests).
+    one of `TORCHVISION` (below ./data or $GHOSTEDGE_DATA; fetched only when `download`); or `drawn`, `drawn:CLASSES` (figures drawn here, for tests).
 
     Classes are in plain string order of their names in NFC for folders, in torchvision's order
     for its sets. Raises GhostEdgeError for anything else.
@@ -242,7 +247,7 @@ def open_data(spec: str | os.PathLike[str], download: bool = False) -> Data:
             f"{path} is a file: name a folder of images, {path.parent}/<class>/*.jpg."
         )
     raise GhostEdgeError(
-        f"There is no folder {path}: name a folder of images, cifar10, cifar100 or drawn."
+        f"There is no folder {path}: name a folder of images, {', '.join(TORCHVISION)} or drawn."
         f"{nearest(spec, [*TORCHVISION, 'drawn'])}"
     )
 
@@ -414,24 +419,41 @@ def _torchvision(spec: str, download: bool) -> Data:
         raise require("torchvision", "train") from error
     root = Path(os.environ.get("GHOSTEDGE_DATA", "data"))
     kind = getattr(datasets, TORCHVISION[spec])
+    # SVHN names its parts; it says "digit" by a number, and has no list of classes.
+    parts = [{"split": p} if spec == "svhn" else {"train": p == "train"} for p in ("train", "test")]
     try:
-        parts = {
-            "train": kind(root, train=True, download=download),
-            "test": kind(root, train=False),
-        }
+        # With CIFAR the test images come in the same archive as the training images.
+        train, test = (kind(root, **part, download=download) for part in parts)
     except RuntimeError as error:
         raise GhostEdgeError(
-            f"{spec} is not in {root / kind.base_folder}, or damaged: add --download to fetch it, "
-            "or set GHOSTEDGE_DATA to the folder it is in."
+            f"{spec} is not in {root / getattr(kind, 'base_folder', '')}, or damaged: add --download "
+            "to fetch it, or set GHOSTEDGE_DATA to the folder it is in."
         ) from error
     except OSError as error:
         raise GhostEdgeError(
-            f"Cannot fetch {spec} into {root}: {error}. Try again, or unpack {kind.filename} there."
+            f"Cannot fetch {spec} into {root}: {error}. Try again, or unpack "
+            f"{getattr(kind, 'filename', 'its files')} there."
         ) from error
-    classes = tuple(parts["train"].classes)
-    sources = {}
-    for part, found in parts.items():
-        names = tuple(f"{classes[label]}/{i:05d}" for i, label in enumerate(found.targets))
-        labels = np.array(found.targets, np.int64)
-        sources[part] = ArraySource(f"{spec}/{part}", classes, names, labels, found.data)
-    return Data(spec, classes, sources["train"], None, sources["test"])
+    except ImportError as error:
+        raise GhostEdgeError(
+            f"torchvision reads {spec} by SciPy, which is not installed: pip install scipy"
+        ) from error
+    classes = tuple(getattr(train, "classes", map(str, range(10))))
+    return Data(
+        spec,
+        classes,
+        _array_source(f"{spec}/train", classes, train),
+        None,
+        _array_source(f"{spec}/test", classes, test),
+    )
+
+
+def _array_source(name: str, classes: tuple[str, ...], found: Any) -> ArraySource:
+    pixels = np.asarray(found.data)
+    labels = np.asarray(found.targets if hasattr(found, "targets") else found.labels)
+    if pixels.ndim == 3:  # grey
+        pixels = np.repeat(pixels[..., None], 3, axis=3)
+    elif pixels.shape[1] == 3:  # SVHN's channels come first
+        pixels = pixels.transpose(0, 2, 3, 1)
+    names = tuple(f"{classes[label]}/{i:05d}" for i, label in enumerate(labels))
+    return ArraySource(name, classes, names, labels.astype(np.int64), np.ascontiguousarray(pixels))

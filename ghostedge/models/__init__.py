@@ -13,8 +13,19 @@ from torch import nn
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
 from ghostedge.models.reparam import fold
+from ghostedge.models.teachers import NETS, Airbench
 
-__all__ = ["ARCHITECTURES", "Profile", "create", "fold", "parse_name", "profile"]
+__all__ = [
+    "ARCHITECTURES",
+    "TEACHERS",
+    "Architecture",
+    "Profile",
+    "architecture",
+    "create",
+    "fold",
+    "parse_name",
+    "profile",
+]
 
 
 class Architecture(NamedTuple):
@@ -22,7 +33,8 @@ class Architecture(NamedTuple):
 
     build: Callable[..., nn.Module]
     summary: str
-    widths: tuple[float, ...]
+    widths: tuple[float, ...] = ()
+    """Empty where the network has no width multiplier (and no parallel branches)."""
 
 
 ARCHITECTURES = {
@@ -43,6 +55,17 @@ ARCHITECTURES = {
     ),
 }
 
+TEACHERS = {
+    "airbench": Architecture(Airbench, "six wide convolutions after airbench94", (1.0,)),
+    **{name: Architecture(build, summary) for name, (build, summary) in NETS.items()},
+}
+"""Large networks to learn from. They train and are kept like the others, but nothing folds them."""
+
+
+def architecture(name: str) -> Architecture:
+    """Return the entry of a family in `ARCHITECTURES` or `TEACHERS`; raises as `parse_name`."""
+    return {**ARCHITECTURES, **TEACHERS}[parse_name(name)[0]]
+
 
 def parse_name(name: str) -> tuple[str, float]:
     """Split `ghostnetv3-small-1.0x` into an architecture and a width (1.0 where none is named).
@@ -51,12 +74,15 @@ def parse_name(name: str) -> tuple[str, float]:
     """
     match = re.fullmatch(r"(?P<architecture>.+?)(?:-(?P<width>\d+(?:\.\d+)?)x)?", name)
     architecture = match["architecture"] if match else name
-    if match is None or architecture not in ARCHITECTURES:
+    if match is None or architecture not in {**ARCHITECTURES, **TEACHERS}:
         known = [*ARCHITECTURES, *(f"{a}-{w}x" for a, e in ARCHITECTURES.items() for w in e.widths)]
+        known += TEACHERS
         raise GhostEdgeError(
             f"There is no network called {name!r}.{nearest(name, known)} "
             "`ghostedge list` shows all; any width can follow, as in ghostnetv3-small-1.7x."
         )
+    if match["width"] and architecture in TEACHERS and not TEACHERS[architecture].widths:
+        raise GhostEdgeError(f"{architecture} has one width only: name it without one.")
     return architecture, float(match["width"] or 1.0)
 
 
@@ -66,14 +92,15 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     The net maps normalised float32 images (batch, 3, height, width) to logits (batch, classes).
     Raises GhostEdgeError for an unknown name, a width outside 0.1 to 8 or unknown arguments.
     """
-    if architecture not in ARCHITECTURES:
+    known = {**ARCHITECTURES, **TEACHERS}
+    if architecture not in known:
         name, width = parse_name(architecture)
         raise GhostEdgeError(f"The width of {architecture} is an argument: {name}, width={width}.")
     width = arguments.get("width", 1.0)
     if not 0.1 <= width <= 8:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")
     try:
-        return ARCHITECTURES[architecture].build(**arguments)
+        return known[architecture].build(**arguments)
     except TypeError as error:
         raise GhostEdgeError(
             f"The network {architecture} cannot be built with {arguments}: {error}."

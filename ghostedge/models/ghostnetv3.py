@@ -5,7 +5,7 @@ The ghost module is GhostNet's (1911.11907), its gate GhostNetV2's (2211.12905).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,22 @@ class Spec(NamedTuple):
 
     stages: tuple[tuple[Row, ...], ...]
     last: int
+
+
+class Form(NamedTuple):
+    """How the re-parameterizable convs look in training."""
+
+    branches: int
+    post_norm: bool
+
+    @property
+    def extra(self) -> bool:
+        """Whether there are scale and skip branches beside the parallel ones."""
+        return self.branches > 1
+
+    @property
+    def branched(self) -> dict[str, Any]:
+        return {"branches": self.branches, "post_norm": self.post_norm and self.extra}
 
 
 STEM, HEAD = 16, 1280
@@ -106,13 +122,12 @@ class GhostModule(nn.Module):
     `cout` is even, as every width here is a multiple of 4, so nothing is cut off the concat.
     """
 
-    def __init__(self, cin: int, cout: int, branches: int, relu: bool, gate: bool = False) -> None:
+    def __init__(self, cin: int, cout: int, form: Form, relu: bool, gate: bool = False) -> None:
         super().__init__()
         half = cout // 2
-        extra = branches > 1
-        self.primary = RepConv(cin, half, branches=branches, skip=extra and cin == half)
+        self.primary = RepConv(cin, half, skip=form.extra and cin == half, **form.branched)
         self.cheap = RepConv(
-            half, half, (3, 3), groups=half, branches=branches, scale=extra, skip=extra
+            half, half, (3, 3), groups=half, scale=form.extra, skip=form.extra, **form.branched
         )
         self.act = nn.ReLU() if relu else nn.Identity()
         self.gate = Gate(cin, cout) if gate else None
@@ -140,18 +155,18 @@ class SqueezeExcite(nn.Module):
 class Bottleneck(nn.Module):
     """Expand, optionally stride and squeeze-excite, project, and add the shortcut."""
 
-    def __init__(self, cin: int, row: Row, width: float, branches: int, gate: bool) -> None:
+    def __init__(self, cin: int, row: Row, width: float, form: Form, gate: bool) -> None:
         super().__init__()
         mid, cout = channels(row.mid * width), channels(row.out * width)
         kernel = (row.kernel, row.kernel)
-        self.expand = GhostModule(cin, mid, branches, relu=True, gate=gate)
+        self.expand = GhostModule(cin, mid, form, relu=True, gate=gate)
         self.dw: nn.Module = nn.Identity()
         if row.stride > 1:
             self.dw = RepConv(
-                mid, mid, kernel, row.stride, groups=mid, branches=branches, scale=branches > 1
+                mid, mid, kernel, row.stride, groups=mid, scale=form.extra, **form.branched
             )
         self.se = SqueezeExcite(mid, row.se) if row.se else nn.Identity()
-        self.project = GhostModule(mid, cout, branches, relu=False)
+        self.project = GhostModule(mid, cout, form, relu=False)
         self.shortcut: nn.Module = nn.Identity()
         if cin != cout or row.stride > 1:
             self.shortcut = nn.Sequential(
@@ -171,7 +186,8 @@ class GhostNetV3(nn.Module):
         stem_stride: 1 for small images, 2 for ImageNet's.
         branches: parallel branches of the ghost modules and strided convs in training form. 1 means
             a single conv+BN each, without scale and skip branches: the same deployed net, trained
-            about five times faster on a CPU.
+            several times faster on a CPU.
+        post_norm: one BatchNorm after the sum of the branches (see `RepConv`).
     """
 
     def __init__(
@@ -181,15 +197,17 @@ class GhostNetV3(nn.Module):
         width: float = 1.0,
         stem_stride: int = 1,
         branches: int = 3,
+        post_norm: bool = False,
     ) -> None:
         super().__init__()
+        form = Form(branches, post_norm)
         cin = channels(STEM * width)
         self.stem = RepConv(3, cin, (3, 3), stem_stride)
         stages, index = [], 0
         for rows in spec.stages:
             stage = []
             for row in rows:
-                stage.append(Bottleneck(cin, row, width, branches, gate=index > 1))
+                stage.append(Bottleneck(cin, row, width, form, gate=index > 1))
                 cin, index = channels(row.out * width), index + 1
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)

@@ -12,6 +12,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ghostedge.models.statistics_first import depthwise, pointwise
+
 
 class RepConv(nn.Module):
     """A sum of conv+BN branches that folds into one convolution.
@@ -26,6 +28,8 @@ class RepConv(nn.Module):
         branches: number of parallel conv+BN branches.
         scale: add a 1x1 conv+BN branch (meant for kernels larger than 1x1).
         skip: add a BatchNorm of the input itself; needs cin == cout and stride 1.
+        post_norm: as QARepVGG (2212.01593), no BatchNorm on the scale and skip branches but one
+            after the sum: folded weights then stay in a range that int8 holds.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class RepConv(nn.Module):
         branches: int = 1,
         scale: bool = False,
         skip: bool = False,
+        post_norm: bool = False,
     ) -> None:
         super().__init__()
         self.branches = branches
@@ -49,36 +54,66 @@ class RepConv(nn.Module):
         self.scale_conv = (
             nn.Conv2d(cin, cout, 1, stride, groups=groups, bias=False) if scale else None
         )
-        self.scale_bn = nn.BatchNorm2d(cout) if scale else None
-        self.skip_bn = nn.BatchNorm2d(cout) if skip else None
+        self.scale_bn = nn.BatchNorm2d(cout) if scale and not post_norm else None
+        self.skip_bn = nn.BatchNorm2d(cout) if skip and not post_norm else None
+        self.plain_skip = skip and post_norm
+        self.post_bn = nn.BatchNorm2d(cout) if post_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._shortcut(x):
+            if self.conv.groups == 1:
+                return pointwise(x, self.conv.weight, self.branches, self.bn, self.skip_bn)
+            scale = None if self.scale_conv is None else self.scale_conv.weight
+            return depthwise(
+                x, self.conv, self.branches, self.bn, scale, self.scale_bn, self.skip_bn
+            )
         y = self.bn(self.conv(x))
         if self.branches > 1:
             y = y.unflatten(1, (-1, self.branches)).sum(2)
-        if self.scale_conv is not None and self.scale_bn is not None:
-            y = y + self.scale_bn(self.scale_conv(x))
+        if self.scale_conv is not None:
+            scaled = self.scale_conv(x)
+            y = y + (scaled if self.scale_bn is None else self.scale_bn(scaled))
         if self.skip_bn is not None:
             y = y + self.skip_bn(x)
-        return y
+        if self.plain_skip:
+            y = y + x
+        return y if self.post_bn is None else self.post_bn(y)
+
+    def _shortcut(self, x: Tensor) -> bool:
+        """Whether `statistics_first` computes the same faster: branches that train on a CPU.
+
+        On a GPU torch.compile fuses the plain form, and autocast would round the covariances.
+        """
+        conv = self.conv
+        pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
+        depthwise = conv.groups == conv.in_channels == conv.out_channels // self.branches
+        return (
+            self.branches > 1
+            and self.bn.training
+            and x.device.type == "cpu"
+            and self.post_bn is None
+            and ((pointwise and self.scale_conv is None) or depthwise)
+        )
 
     def folded(self) -> nn.Conv2d:
         """Return the one convolution with bias that computes the same in eval mode, in float64."""
         conv = self.conv
         cout = conv.out_channels // self.branches
-        gain, offset = _affine(self.bn)
+        gain, offset = _affine(self.bn, conv.out_channels)
         weight = _scaled(conv.weight, gain).unflatten(0, (cout, self.branches)).sum(1)
         bias = offset.unflatten(0, (cout, self.branches)).sum(1)
         middle = (slice(None), slice(None), conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
-        if self.scale_conv is not None and self.scale_bn is not None:
-            gain, offset = _affine(self.scale_bn)
+        if self.scale_conv is not None:
+            gain, offset = _affine(self.scale_bn, cout)
             weight[middle] += _scaled(self.scale_conv.weight, gain)[:, :, 0, 0]
             bias += offset
-        if self.skip_bn is not None:
-            gain, offset = _affine(self.skip_bn)
+        if self.skip_bn is not None or self.plain_skip:
+            gain, offset = _affine(self.skip_bn, cout)
             channel = torch.arange(cout)
             weight[middle][channel, channel % weight.shape[1]] += gain
             bias += offset
+        gain, offset = _affine(self.post_bn, cout)
+        weight, bias = _scaled(weight, gain), bias * gain + offset
         result = nn.Conv2d(
             conv.in_channels,
             cout,
@@ -92,8 +127,10 @@ class RepConv(nn.Module):
         return result
 
 
-def _affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return gain and offset, float64, of a BatchNorm with its running statistics."""
+def _affine(bn: nn.BatchNorm2d | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Return gain and offset, float64, of a BatchNorm with its running statistics, or of none."""
+    if bn is None:
+        return torch.ones(channels).double(), torch.zeros(channels).double()
     assert bn.running_mean is not None and bn.running_var is not None
     gain = bn.weight.detach().double() / torch.sqrt(bn.running_var.double() + bn.eps)
     return gain, bn.bias.detach().double() - bn.running_mean.double() * gain

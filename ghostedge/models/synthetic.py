@@ -49,9 +49,10 @@ def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarr
         )
 
     generator = torch.Generator().manual_seed(seed)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
+    device = next(net.parameters()).device
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (pixels.mean, pixels.std))
     low, high = (0 - mean) / std, (255 - mean) / std
-    start = _start(pixels.size, generator)
+    start = _start(pixels.size, generator).to(device)
     images = len(start)
     canvas = (start * (high - low) / 4 + (high + low) / 2).clamp(low, high).requires_grad_()
     optimizer = torch.optim.Adam([canvas], lr=0.1)
@@ -65,14 +66,14 @@ def synthesize(net: nn.Module, pixels: PixelContract, seed: int = 0) -> np.ndarr
         shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
         logits = net(torch.roll(canvas, shift, (2, 3)))
         if targets is None:
-            targets = _mixtures(images, logits.shape[1])
+            targets = _mixtures(images, logits.shape[1]).to(device)
         loss = torch.stack(distances).mean() + 0.1 * F.cross_entropy(logits, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             canvas.clamp_(low, high)
-    raw = (canvas.detach() * std + mean).round().clamp(0, 255).to(torch.uint8)
+    raw = (canvas.detach() * std + mean).round().clamp(0, 255).to(torch.uint8).cpu()
     return raw.permute(0, 2, 3, 1).contiguous().numpy()
 
 

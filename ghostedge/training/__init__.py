@@ -1,5 +1,8 @@
 """From images to a checkpoint."""
 
-from ghostedge.training.loop import Recipe, train
+from ghostedge.training.chain import distill
+from ghostedge.training.distillation import Distillation
+from ghostedge.training.loop import train
+from ghostedge.training.recipe import PAPER, Recipe
 
-__all__ = ["Recipe", "train"]
+__all__ = ["PAPER", "Distillation", "Recipe", "distill", "train"]

@@ -1,73 +1,116 @@
 """Batches from images held on the device as uint8, augmented there, all at once.
 
 What an epoch sees depends on the seed and the epoch's number alone, so that a resumed run sees
-what an unbroken one would have seen.
+what an unbroken one would have seen, and a GPU what a CPU would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ghostedge.pixels import PixelContract
+from ghostedge.training.recipe import Recipe
+
+GREY = 128
+"""What cutout leaves: zero to a net with the default pixel contract."""
+
+
+class Batch(NamedTuple):
+    """Augmented images, uint8 (batch, 3, size, size) in channels_last, and their labels (batch,).
+
+    Under mixup an image is `share` of the one with `labels` and the rest of the one with `others`.
+    """
+
+    views: Tensor
+    labels: Tensor
+    others: Tensor | None = None
+    share: float = 1.0
+
+    def chunks(self, count: int) -> list[Batch]:
+        """Cut into sub-batches of equal size."""
+        others = [None] * count if self.others is None else self.others.chunk(count)
+        parts = zip(self.views.chunk(count), self.labels.chunk(count), others, strict=True)
+        return [Batch(*part, self.share) for part in parts]
 
 
 class Batches:
-    """Images (N, size, size, 3) uint8 and labels (N,), served as normalised NCHW float32 batches."""
+    """Images (N, size, size, 3) uint8 and labels (N,), served as views on `device`."""
 
     def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        pixels: PixelContract,
-        batch: int,
-        device: torch.device,
+        self, images: np.ndarray, labels: np.ndarray, batch: int, device: torch.device
     ) -> None:
-        self.images = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+        self.images = torch.from_numpy(images).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.batch = batch
-        self.mean = torch.tensor(pixels.mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(pixels.std, device=device).view(1, 3, 1, 1)
 
-    def normalized(self, images: Tensor) -> Tensor:
-        images = (images.float() - self.mean) / self.std
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self) -> Iterator[Batch]:
         """Every image once, as it is."""
-        for start in range(0, len(self.images), self.batch):
-            part = slice(start, start + self.batch)
-            yield self.normalized(self.images[part]), self.labels[part]
+        for images, labels in zip(
+            self.images.split(self.batch), self.labels.split(self.batch), strict=True
+        ):
+            yield Batch(images.permute(0, 3, 1, 2), labels)
 
     @property
     def steps(self) -> int:
         """Batches in an epoch: all of the same size, the rest is left out."""
         return len(self.images) // self.batch
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order, each image shifted by up to an eighth and half of them flipped."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.images), generator=generator)
-        for step in range(self.steps):
-            chosen = order[step * self.batch : (step + 1) * self.batch].to(self.images.device)
-            yield self.normalized(self._shifted(chosen, generator)), self.labels[chosen]
+    def shuffled(self, recipe: Recipe, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """One epoch in random order, from its batch number `first` on, augmented by the recipe."""
+        count, device = len(self.images), self.images.device
+        random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        reach = int(recipe.shift * self.images.shape[1])
+        order = torch.randperm(count, generator=random)
+        shifts = torch.randint(-reach, reach + 1, (count, 2), generator=random)
+        flips = torch.rand(count, generator=random) < 0.5
+        holes = torch.rand((count, 2), generator=random)
+        mixing = np.random.default_rng([recipe.seed, epoch])
+        if recipe.flip == "alternating":
+            once = torch.Generator().manual_seed(recipe.seed)
+            flips = (torch.rand(count, generator=once) < 0.5) ^ bool(epoch % 2)
+        elif recipe.flip == "none":
+            flips[:] = False
+        # A transfer an epoch, not a step. Shift, flip and hole belong to an image, not to its place.
+        order, shifts, flips, holes = (t.to(device) for t in (order, shifts, flips, holes))
+        shares = mixing.beta(recipe.mixup, recipe.mixup, self.steps) if recipe.mixup else None
+        for step in range(first, self.steps):
+            chosen = order[step * self.batch : (step + 1) * self.batch]
+            views = self._shifted(chosen, shifts[chosen], flips[chosen], recipe.border)
+            if recipe.cutout:
+                views = _with_hole(views, holes[chosen], recipe.cutout)
+            labels = self.labels[chosen]
+            if shares is None:
+                yield Batch(views.permute(0, 3, 1, 2), labels)
+                continue
+            share = float(shares[step])
+            # Rounded to whole pixels: a teacher behind a runtime takes nothing else.
+            views = torch.lerp(views.roll(1, 0).float(), views.float(), share).round().byte()
+            yield Batch(views.permute(0, 3, 1, 2), labels, labels.roll(1, 0), share)
 
-    def _shifted(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        images = self.images[chosen]
-        count, _, height, width = images.shape
-        reach = height // 8
-        # Reflecting the border beats filling it on small images: no false edge to learn.
-        padded = F.pad(images.float(), (reach,) * 4, mode="reflect").to(torch.uint8)
-        shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-        flip = torch.rand((count, 1), generator=generator) < 0.5
-        columns = torch.arange(width).expand(count, -1)
-        rows = torch.arange(height) + shift[0]
-        columns = torch.where(flip, width - 1 - columns, columns) + shift[1]
-        rows, columns = rows.to(images.device), columns.to(images.device)
-        index = torch.arange(count, device=images.device)[:, None, None]
-        # Advanced indices on both sides of a slice: the result is (count, height, width, 3).
-        return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    def _shifted(self, chosen: Tensor, shift: Tensor, flip: Tensor, border: str) -> Tensor:
+        """Return images (batch, size, size, 3): one gather, whose indices hold shift and mirror."""
+        size = self.images.shape[1]
+        along = torch.arange(size, device=chosen.device)
+        columns = torch.where(flip[:, None], size - 1 - along, along) + shift[:, 1:]
+        rows = along + shift[:, :1]
+        # -1 is 1 again, and size is size - 2.
+        inside = [size - 1 - (size - 1 - places.abs()).abs() for places in (rows, columns)]
+        views = self.images[chosen[:, None, None], inside[0][:, :, None], inside[1][:, None, :]]
+        if border == "black":
+            kept = (inside[0] == rows)[:, :, None] & (inside[1] == columns)[:, None, :]
+            views = views * kept[..., None]
+        return views
+
+
+def _with_hole(views: Tensor, where: Tensor, share: float) -> Tensor:
+    """Put a grey square on each view; its middle, 0 to 1 in `where`, may lie on the border."""
+    size = views.shape[1]
+    side = max(1, round(share * size))
+    along = torch.arange(size, device=views.device)
+    start = (where * size).long()[:, :, None] - side // 2
+    rows, columns = ((along >= start) & (along < start + side)).unbind(1)
+    return views.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], GREY)

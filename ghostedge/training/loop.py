@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import math
 import platform
 import sys
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
@@ -24,55 +21,38 @@ from torch import nn
 import ghostedge
 from ghostedge import checkpoint
 from ghostedge.data.sources import Data, Images, match_classes, open_data, require_classes, split
-from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_file, reported
-from ghostedge.models import create, parse_name
+from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.files import reported, sha256
+from ghostedge.models import ARCHITECTURES, architecture, create, parse_name
 from ghostedge.models.synthetic import synthesize
+from ghostedge.models.teachers import IMAGENET, OnPixels, Teacher, imagenet_weights
 from ghostedge.pixels import PixelContract, span
-from ghostedge.training.batches import Batches
+from ghostedge.training.batches import Batch, Batches
+from ghostedge.training.distillation import Distillation
+from ghostedge.training.objective import Objective, balanced, freeze, head
+from ghostedge.training.processes import Processes
+from ghostedge.training.recipe import Recipe
+from ghostedge.training.state import Average, Folder, History
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. The paper's recipe differs where a comment says so."""
-
-    epochs: int = 30
-    batch: int = 128
-    lr: float = 0.1
-    """Peak of a one-cycle schedule; the paper's 0.01 is too low for a short one."""
-    warmup: float = 0.15
-    """Share of the steps in which the rate rises linearly; it then falls to zero as a cosine."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    """On convolution and linear weights alone; the paper decays biases and BatchNorms too, by 0.01."""
-    label_smoothing: float = 0.1
-    validation: float = 0.1
-    """Share of the training images, by class, that chooses the best epoch; the paper used the test set."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (
-            self.epochs >= 1
-            and self.batch >= 2
-            and 0 < self.lr <= 1000
-            and 0 < self.validation < 1
-            and 0 <= self.seed < 2**32
-        ):
-            raise GhostEdgeError(
-                "epochs must be at least 1, batch at least 2, lr above 0 and at most 1000, validation "
-                f"between 0 and 1, seed from 0 to 2^32 - 1: got {dataclasses.asdict(self)}."
-            )
+LOOK = 20
+"""Steps between looks at the loss: each one makes the host wait for a GPU."""
 
 
 def train(
     data: str,
     output: Path,
     *,
-    model: str = "ghostnetv3-small-1.0x",
-    imgsz: int = 32,
+    model: str | None = None,
+    imgsz: int | None = None,
     branches: int = 1,
+    post_norm: bool = False,
     recipe: Recipe | None = None,
+    from_: str | None = None,
+    pretrained: bool = False,
+    distillation: Distillation | None = None,
     device: str = "cpu",
+    compile: str | None = None,
+    budget: float | None = None,
     resume: bool = False,
     download: bool = False,
     licence: str | None = None,
@@ -81,61 +61,131 @@ def train(
     """Train a network on a folder of images or a named set; return the best checkpoint's path.
 
     `output` receives best.safetensors (chosen on the validation split), last.safetensors, log.csv,
-    tensorboard/ and state.pt, from which `resume` continues. On a CPU an interrupted and resumed
-    run gives the same weights as an unbroken one. Test images, where there are any, are read once,
-    at the end.
+    curves.png, tensorboard/ and state.pt, from which `resume` continues. On a CPU an interrupted and
+    resumed run gives the same weights as an unbroken one. Test images, where there are any, are read
+    once, at the end.
 
-    Raises GhostEdgeError for unusable data, an output folder of another run, or a diverged loss.
+    Args:
+        model: a network's name; ghostnetv3-small-1.0x by default, or what `from_` holds.
+        imgsz: 32 by default, or what `from_` was trained with.
+        branches, post_norm: the training form of GhostNetV3 nets (see `GhostNetV3`).
+        from_: a checkpoint to start from. Its last layer is made anew where the classes differ.
+        pretrained: start from torchvision's ImageNet weights, which are downloaded.
+        distillation: teachers, and what to take from them.
+        compile: "off", or a mode of torch.compile; by default "default" on GPUs and off on CPUs.
+        budget: seconds after which to stop, so that `resume` goes on from there.
+
+    Raises GhostEdgeError for unusable data, an output folder of another run, or a diverged loss;
+    Paused when the budget is spent.
     """
+    deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
-    console = console or Console(stderr=True)
-    architecture, width = parse_name(model)
-    pixels = PixelContract(imgsz)
-    sets = open_data(data, download=download)
-    require_classes(sets)
-    state_file = output / "state.pt"
-    if state_file.exists() and not resume:
+    if recipe.mixup and distillation is None:
+        raise GhostEdgeError("mixup is for distillation only: it hurts compact nets without.")
+    folder = Folder(output)
+    if folder.state.exists() and not resume:
         raise GhostEdgeError(
             f"{output} holds a run already. Continue it with --resume, or name another --output."
         )
-    if resume and not state_file.exists():
-        raise GhostEdgeError(f"{output} holds no run to resume: {state_file} is missing.")
-    place = _device(device)
-    arguments = {"num_classes": len(sets.classes), "width": width, "branches": branches}
+    if resume and not folder.state.exists():
+        raise GhostEdgeError(f"{output} holds no run to resume: {folder.state} is missing.")
+    sets = open_data(data, download=download)
+    require_classes(sets)
+    processes = Processes(device)
+    console = console or Console(stderr=True)
+    console.quiet |= processes.rank > 0
+    place = _device(processes.device)
     torch.manual_seed(recipe.seed)
-    net = create(architecture, **arguments).to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    card, net = _subject(sets, model, imgsz, branches, post_norm, from_, pretrained)
+    # Before the images are read: a missing teacher shall not cost minutes.
+    teachers = [
+        Teacher(t, sets.classes, place) for t in (distillation.teachers if distillation else ())
+    ]
 
     console.print(f"Reading {sets.name}")
-    train_images, val_images, data_card = _read(sets, imgsz, recipe)
+    train_images, val_images, card.data = _read(sets, card.pixels.size, recipe)
     _report_skipped(train_images.skipped + val_images.skipped, console)
     if len(train_images) < 2 or not len(val_images):
         raise GhostEdgeError(
             f"{sets.name} has {len(train_images)} images to train on and {len(val_images)} to "
             "validate on, which is too few: give every class at least two images."
         )
-    recipe = dataclasses.replace(recipe, batch=min(recipe.batch, len(train_images)))
-    card = checkpoint.Checkpoint(
-        architecture,
-        arguments,
-        list(sets.classes),
-        pixels,
-        training={"recipe": dataclasses.asdict(recipe), "device": _device_name(place)},
-        data=data_card,
-        versions={
-            "ghostedge": ghostedge.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        licence=licence,
-    )
-    batches = Batches(train_images.pixels, train_images.labels, pixels, recipe.batch, place)
-    val = Batches(val_images.pixels, val_images.labels, pixels, 500, place)
-    run = _Run(net, batches, val, recipe, card, output, console)
+    recipe = recipe.resolved(len(train_images))
+    assert recipe.batch is not None
+    card.training |= {"recipe": dataclasses.asdict(recipe), "device": _device_name(place)}
+    if distillation is not None:
+        stated = dataclasses.asdict(distillation)
+        card.training["distillation"] = {**stated, "teachers": [t.identity for t in teachers]}
+    card.licence = licence
+    card.versions = {
+        "ghostedge": ghostedge.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    batches = Batches(train_images.pixels, train_images.labels, recipe.batch, place)
+    val = Batches(val_images.pixels, val_images.labels, 500, place)
+    student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
+    run = _Run(student, batches, val, recipe, card, folder, processes, console)
+    run.prepare(distillation, teachers, compile or ("default" if place.type == "cuda" else "off"))
     if resume:
-        run.restore(state_file)
+        run.restore()
     with reported(output):
-        run.to_the_end()
-    return _finish(run, sets, console)
+        run.to_the_end(deadline)
+        if processes.rank == 0:
+            _finish(run, sets, place)
+    return output / "best.safetensors"
+
+
+def _subject(
+    sets: Data,
+    model: str | None,
+    imgsz: int | None,
+    branches: int,
+    post_norm: bool,
+    from_: str | None,
+    pretrained: bool,
+) -> tuple[checkpoint.Checkpoint, nn.Module]:
+    """Return what is to be trained, and how much is known of it."""
+    labels = list(sets.classes)
+    if from_ is not None:
+        start, tensors = checkpoint.read(from_)
+        if model is not None and model not in (start.name, start.architecture):
+            raise GhostEdgeError(f"{from_} holds {start.name}, not {model}: leave out --model.")
+        pixels = dataclasses.replace(start.pixels, size=imgsz or start.pixels.size)
+        arguments = {**start.arguments, "num_classes": len(labels)}
+        net = create(start.architecture, **arguments)
+        if _adopt(net, tensors, with_head=start.labels == labels):
+            raise GhostEdgeError(f"The tensors of {from_} do not fit {start.name}.")
+        card = checkpoint.Checkpoint(start.architecture, arguments, labels, pixels)
+        file = checkpoint.find(from_)
+        card.training["from"] = {"file": file.name, "sha256": sha256(file)}
+        return card, net
+    name, width = parse_name(model or "ghostnetv3-small-1.0x")
+    arguments = {"num_classes": len(labels)}
+    if architecture(name).widths:
+        arguments |= {"width": width, "branches": branches}
+    if post_norm:
+        arguments["post_norm"] = True
+    net = create(name, **arguments)
+    card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(imgsz or 32))
+    if pretrained:
+        card.pixels = PixelContract(imgsz or 32, *IMAGENET)
+        card.training["from"] = "torchvision's ImageNet weights"
+        _adopt(net, imagenet_weights(name), with_head=False)
+    return card, net
+
+
+def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
+    """Take over every tensor that fits; return the names, but the head's, that had none."""
+    own = net.state_dict()
+    made = () if with_head else tuple(f"{head(net)[0]}.{part}" for part in ("weight", "bias"))
+    taken = {}
+    for name, tensor in tensors.items():
+        # A file holds a norm's counter, which has no dimension, as a list of one.
+        if name in own and name not in made and tensor.shape in (own[name].shape, (1,)):
+            taken[name] = torch.from_numpy(tensor).reshape(own[name].shape)
+    net.load_state_dict(taken, strict=False)
+    return [name for name in own if name not in taken and name not in made]
 
 
 def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[str, Any]]:
@@ -170,6 +220,9 @@ def _device(name: str) -> torch.device:
             f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
             "Use --device cpu, or cuda where there is a GPU."
         ) from error
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are static
+        torch.set_float32_matmul_precision("high")
     return place
 
 
@@ -180,60 +233,101 @@ def _device_name(place: torch.device) -> str:
 
 
 def accuracy(net: nn.Module, batches: Batches) -> float:
-    """Return the top-1 accuracy in percent."""
+    """Return the top-1 accuracy in percent of a net on raw pixels, in float32."""
     net.eval()
     right = 0
     with torch.inference_mode():
-        for images, labels in batches.in_order():
-            right += int((net(images).argmax(1) == labels).sum())
+        for batch in batches.in_order():
+            # Not through `net()`, which would compile it anew for evaluation.
+            right += int((net.forward(batch.views).argmax(1) == batch.labels).sum())
     return 100 * right / len(batches.labels)
 
 
 class _Run:
-    """A training under way: what changes from epoch to epoch, and how it is kept."""
+    """A training under way: what changes from step to step, and how it is kept."""
 
     def __init__(
         self,
-        net: nn.Module,
+        student: OnPixels,
         batches: Batches,
         val: Batches,
         recipe: Recipe,
         card: checkpoint.Checkpoint,
-        output: Path,
+        folder: Folder,
+        processes: Processes,
         console: Console,
     ) -> None:
-        self.net, self.batches, self.val, self.recipe = net, batches, val, recipe
-        self.card, self.output, self.console = card, output, console
-        groups: list[dict[str, Any]] = [
-            {
-                "params": [p for p in net.parameters() if p.ndim > 1],
-                "weight_decay": recipe.weight_decay,
-            },
-            {"params": [p for p in net.parameters() if p.ndim <= 1]},
-        ]
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=True,
-        )
-        self.history: list[dict[str, float]] = []
+        self.student, self.batches, self.val, self.recipe = student, batches, val, recipe
+        self.card, self.folder, self.console = card, folder, console
+        self.processes, self.place = processes, batches.images.device
+        self.average = Average(student, recipe.ema)
+        self.parts = processes.parts(batches.batch, recipe.accumulate)
+        self.history: History = []
         self.best = -1.0
+        self.step = 0
+        """Of the epoch under way."""
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.place)
+        """Of that epoch: loss by image, right answers, images."""
+        self.seconds = 0.0
+
+    def prepare(
+        self, distillation: Distillation | None, teachers: list[Teacher], compile: str
+    ) -> None:
+        recipe, student = self.recipe, self.student
+        strategy = None if distillation is None else distillation.build()
+        if strategy is not None:
+            strategy.prepare(student, teachers, next(self.batches.in_order()).views[:2])
+        weights = balanced(self.batches.labels, len(self.card.labels)) if recipe.balance else None
+        objective = Objective(student, recipe.label_smoothing, weights, strategy, teachers)
+        if recipe.freeze == "backbone":
+            freeze(student, recipe.freeze)
+        self.objective = objective.to(self.place)
+        trained = [p for p in objective.parameters() if p.requires_grad]
+        # Convolution and linear weights have two or more dimensions; biases and norms have one.
+        heavy = [p for p in trained if p.ndim > 1 or recipe.decay == "all"]
+        light = [p for p in trained if p.ndim <= 1 and recipe.decay != "all"]
+        groups: list[dict[str, Any]] = [
+            {"params": heavy, "weight_decay": recipe.weight_decay},
+            {"params": light, "weight_decay": 0.0},
+        ]
+        assert recipe.lr is not None
+        fused = self.place.type == "cuda"
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
+        self.trained = trained
+        # Compiled code runs no hook that it did not see while it was traced.
+        if compile != "off" and not (strategy is not None and strategy.looks_inside):
+            for net in (student, *(teacher.net for teacher in teachers)):
+                if net is not None:
+                    net.compile(mode=compile)
+        self.parallel = self.processes.parallel(objective)
 
     def rate(self, step: float) -> float:
         """Return the learning rate at a step, which may lie between two."""
         total = self.recipe.epochs * self.batches.steps
-        rise = max(1.0, self.recipe.warmup * total)
+        peak, rise = self.recipe.lr or 0.0, max(1.0, self.recipe.warmup * total)
         if step < rise:
-            return self.recipe.lr * step / rise
-        fall = max(1.0, total - rise)
-        return self.recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / fall))
+            return peak * step / rise
+        done = (step - rise) / max(1.0, total - rise)
+        if self.recipe.schedule == "linear":
+            return peak * (1 - done)
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
 
-    def to_the_end(self) -> None:
+    @property
+    def finished(self) -> bool:
+        since = [row["validation"] for row in self.history]
+        stale = len(since) - 1 - since.index(max(since)) if since else 0
+        return len(since) >= self.recipe.epochs or 0 < self.recipe.patience <= stale
+
+    def to_the_end(self, deadline: float | None) -> None:
         epochs, steps = self.recipe.epochs, self.batches.steps
-        first = len(self.history)
         with (
-            self._tensorboard(first) as writer,
+            self._tensorboard() as writer,
             Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -242,24 +336,27 @@ class _Run:
                 console=self.console,
             ) as progress,
         ):
-            bar = progress.add_task("", total=epochs * steps, completed=first * steps)
-            for epoch in range(first, epochs):
-                row = self.epoch(
-                    epoch, lambda text: progress.update(bar, advance=1, description=text)
-                )
+            done = len(self.history) * steps + self.step
+            bar = progress.add_task("", total=epochs * steps, completed=done)
+            while not self.finished:
+                row = self.epoch(progress, bar, deadline)
                 self.history.append(row)
                 if writer is not None:
                     for key, value in row.items():
-                        writer.add_scalar(key, value, epoch)
+                        writer.add_scalar(key, value, len(self.history) - 1)
                     writer.flush()
                 self.keep(row["validation"])
                 progress.console.print(
-                    f"epoch {epoch + 1}/{epochs}  loss {row['loss']:.3f}  train {row['train']:.2f}%  "
-                    f"validation {row['validation']:.2f}%  {row['seconds']:.0f} s"
+                    f"epoch {len(self.history)}/{epochs}  loss {row['loss']:.3f}  train "
+                    f"{row['train']:.2f}%  validation {row['validation']:.2f}%  {row['seconds']:.0f} s"
                 )
+                if not self.finished:
+                    self.pause_after(deadline)
 
-    def _tensorboard(self, first: int) -> contextlib.AbstractContextManager[Any]:
-        """Return a writer that drops what a killed run wrote of the epochs from `first` on."""
+    def _tensorboard(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a writer that drops what a killed run wrote of the epoch under way."""
+        if self.processes.rank:
+            return contextlib.nullcontext()
         # TensorBoard imports TensorFlow where it finds it, unless this module exists.
         sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
         try:
@@ -267,95 +364,126 @@ class _Run:
         except ImportError:
             self.console.print("tensorboard is not installed: only log.csv is written")
             return contextlib.nullcontext()
-        return SummaryWriter(str(self.output / "tensorboard"), purge_step=first)
+        return SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=len(self.history))
 
-    def epoch(self, epoch: int, show: Callable[[str], None]) -> dict[str, float]:
-        started = time.monotonic()
-        self.net.train()
-        total_loss, right, seen = 0.0, 0, 0
-        for step, (images, labels) in enumerate(self.batches.shuffled(self.recipe.seed, epoch)):
-            rate = self.rate(epoch * self.batches.steps + step + 1)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            logits = self.net(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise self.diverged(epoch, f"the loss became {value}")
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            total_loss += value * len(labels)
-            right += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
-            show(f"epoch {epoch + 1} loss {total_loss / seen:.3f} top-1 {100 * right / seen:.1f}%")
-        if not all(bool(t.isfinite().all()) for t in self.net.state_dict().values()):
-            raise self.diverged(epoch, "weights are no longer finite")
+    def epoch(self, progress: Progress, bar: Any, deadline: float | None) -> dict[str, float]:
+        started, number = time.monotonic() - self.seconds, len(self.history)
+        self.student.train()
+        if self.recipe.freeze != "none":
+            freeze(self.student, self.recipe.freeze)
+        for batch in self.batches.shuffled(self.recipe, number, self.step):
+            total = number * self.batches.steps + self.step
+            rate = self.rate(total + 1)
+            self.learn(batch, rate)
+            self.average.update(total)
+            self.step += 1
+            progress.update(bar, advance=1)
+            if self.step % LOOK == 0 or self.step == self.batches.steps:
+                loss, right, seen = self.sums.tolist()
+                if not math.isfinite(loss):
+                    raise self.diverged(number, f"the loss became {loss}")
+                text = f"epoch {number + 1} loss {loss / seen:.3f} top-1 {100 * right / seen:.1f}%"
+                progress.update(bar, description=text)
+            if self.step < self.batches.steps:
+                self.seconds = time.monotonic() - started
+                self.pause_after(deadline)
+        if not all(bool(t.isfinite().all()) for t in self.student.state_dict().values()):
+            raise self.diverged(number, "weights are no longer finite")
+        loss, right, seen = self.processes.summed(self.sums).tolist()
+        validation = accuracy(self.average.net, self.val)
+        self.step, self.seconds = 0, 0.0
+        self.sums.zero_()
         return {
-            "loss": total_loss / seen,
+            "loss": loss / seen,
             "train": 100 * right / seen,
-            "validation": accuracy(self.net, self.val),
+            "validation": self.processes.agreed(validation, self.place),
             "lr": rate,
             "seconds": time.monotonic() - started,
         }
 
+    def learn(self, batch: Batch, rate: float) -> None:
+        """One step: the gradients of this process's sub-batches, added up and shared, then applied."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.chunks(self.parts)[self.processes.rank :: self.processes.size]
+        for index, part in enumerate(parts):
+            with self.processes.alone(self.parallel, index < len(parts) - 1):
+                with torch.autocast(self.place.type, torch.bfloat16, self.place.type == "cuda"):
+                    loss, logits = self.parallel(part)
+                (loss / len(parts)).backward()
+            right = (logits.detach().argmax(1) == part.labels).sum()
+            count = torch.full_like(right, len(part.labels))  # made there: no wait for a GPU
+            self.sums += torch.stack([loss.detach() * count, right, count])
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
+        self.optimizer.step()
+
+    def pause_after(self, deadline: float | None) -> None:
+        """Keep the state and raise Paused once the deadline has passed."""
+        if deadline is None or (self.processes.size > 1 and self.step % LOOK):
+            return
+        if not self.processes.agreed(float(time.monotonic() >= deadline), self.place):
+            return
+        self.save()
+        number = len(self.history)
+        raise Paused(
+            f"The time budget is spent after {number} of {self.recipe.epochs} epochs"
+            f"{f' and {self.step} of {self.batches.steps} steps' if self.step else ''}: "
+            f"the same command with --resume continues {self.folder.path}."
+        )
+
     def diverged(self, epoch: int, how: str) -> GhostEdgeError:
-        kept = f"{self.output} keeps the epochs before it; start" if epoch else "Start"
+        kept = f"{self.folder.path} keeps the epochs before it; start" if epoch else "Start"
         return GhostEdgeError(
             f"The training diverged in epoch {epoch + 1}: {how}. {kept} anew with a lower --lr."
         )
 
     def keep(self, validation: float) -> None:
         """Write what a killed run continues from, last of all the state that counts the epoch."""
-        tensors = {
-            k: v.detach().cpu().contiguous().numpy() for k, v in self.net.state_dict().items()
-        }
         self.card.accuracy = {"validation": {"top1": validation, "images": len(self.val.labels)}}
         self.card.training["epoch"] = len(self.history)
         self.card.training["seconds"] = round(sum(row["seconds"] for row in self.history))
-        if validation > self.best:
-            self.best = validation
-            checkpoint.save(self.output / "best.safetensors", self.card, tensors)
-        checkpoint.save(self.output / "last.safetensors", self.card, tensors)
-        table = io.StringIO()
-        rows = [{"epoch": i + 1, **row} for i, row in enumerate(self.history)]
-        writer = csv.DictWriter(table, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-        with atomic_file(self.output / "log.csv") as temporary:
-            temporary.write_text(table.getvalue())
-        state = io.BytesIO()  # as torch's own errors of a full disk are no OSError
-        torch.save(
-            {
-                "net": self.net.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": self.history,
-                "best": self.best,
-            },
-            state,
-        )
-        with atomic_file(self.output / "state.pt") as temporary:
-            temporary.write_bytes(state.getbuffer())
+        better = validation > self.best
+        self.best = max(validation, self.best)
+        if self.processes.rank:
+            return
+        net = self.average.net.net
+        assert isinstance(net, nn.Module)
+        for name in ("best", "last") if better else ("last",):
+            self.folder.save_weights(name, self.card, net)
+        self.folder.save_table(self.history)
+        self.save()
 
-    def restore(self, file: Path) -> None:
-        mine = _identity(self.card)
-        theirs = _identity(checkpoint.read(self.output / "last.safetensors")[0])
-        for key in mine:
-            if mine[key] != theirs.get(key):
-                raise GhostEdgeError(
-                    f"{self.output} was started with another {key}: {theirs.get(key)}, not "
-                    f"{mine[key]}. Resume with the same flags and data, or name another --output."
-                )
+    def save(self) -> None:
+        if self.processes.rank:
+            return
+        state = {
+            "objective": self.objective.state_dict(),
+            "average": self.average.net.state_dict() if self.recipe.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": self.history,
+            "best": self.best,
+            "step": self.step,
+            "sums": self.sums,
+            "seconds": self.seconds,
+        }
+        self.folder.save_state(_identity(self.card), state)
+
+    def restore(self) -> None:
+        state = self.folder.load_state(_identity(self.card))
         try:
-            state = torch.load(file, weights_only=True, map_location="cpu")
-            self.net.load_state_dict(state["net"])
+            self.objective.load_state_dict(state["objective"])
+            if state["average"] is not None:
+                self.average.net.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.sums.copy_(state["sums"])
+            torch.set_rng_state(state["random"])
             self.history, self.best = state["history"], state["best"]
-        except Exception as error:  # a damaged zip or pickle raises what it likes
-            reason = str(error).partition("\n")[0]
-            raise GhostEdgeError(
-                f"{file} cannot be resumed from ({reason}). Start anew with another --output."
-            ) from error
+            self.step, self.seconds = state["step"], state["seconds"]
+        except Exception as error:  # a state of other versions has other parts
+            raise self.folder.damaged(error) from error
 
 
 def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -366,23 +494,30 @@ def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
         "imgsz": card.pixels.size,
         "data": card.data,
         "labels": card.labels,
-        **card.training.get("recipe", {}),
+        "from": card.training.get("from"),
+        "distillation": card.training.get("distillation"),
+        **card.training["recipe"],
     }
 
 
-def _finish(run: _Run, sets: Data, console: Console) -> Path:
+def _finish(run: _Run, sets: Data, place: torch.device) -> None:
     """Complete the best checkpoint: test accuracy, read once, and synthetic calibration images."""
-    path = run.output / "best.safetensors"
+    path = run.folder.path / "best.safetensors"
     card, tensors = checkpoint.read(path)
-    net = checkpoint.network(card, tensors, str(path))
+    if "test" in card.accuracy or checkpoint.CALIBRATION in tensors:
+        return  # a finished run that was resumed
+    net = checkpoint.network(card, tensors, str(path)).to(place)
     if sets.test is not None:
         images = sets.test.read(card.pixels.size)
         labels = match_classes(sets.test.classes, card.labels)[images.labels]
-        test = Batches(images.pixels, labels, card.pixels, 500, torch.device("cpu"))
-        card.accuracy["test"] = {"top1": accuracy(net, test), "images": len(images)}
-    console.print("Synthesising calibration images from the BatchNorm statistics")
-    tensors[checkpoint.CALIBRATION] = synthesize(net, card.pixels, seed=run.recipe.seed)
+        test = Batches(images.pixels, labels, 500, place)
+        top1 = accuracy(OnPixels(net, card.pixels).to(place), test)
+        card.accuracy["test"] = {"top1": top1, "images": len(images)}
+    if card.architecture in ARCHITECTURES:
+        run.console.print("Synthesising calibration images from the BatchNorm statistics")
+        tensors[checkpoint.CALIBRATION] = synthesize(net, card.pixels, seed=run.recipe.seed)
     checkpoint.save(path, card, tensors)
+    if not run.folder.draw_curves(run.history):
+        run.console.print("matplotlib is not installed: curves.png is not drawn")
     for part, figures in card.accuracy.items():
-        console.print(f"{part}: {figures['top1']:.2f}% of {figures['images']} images")
-    return path
+        run.console.print(f"{part}: {figures['top1']:.2f}% of {figures['images']} images")

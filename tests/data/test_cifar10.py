@@ -71,8 +71,8 @@ def test_damaged_cifar10_names_the_remedy(tiny_cifar10: Path) -> None:
         open_data("cifar10")
 
 
-@pytest.mark.parametrize("spec", ["cifar10", "cifar100"])
-def test_cifar_is_not_fetched_unasked(
+@pytest.mark.parametrize("spec", ["cifar10", "cifar100", "svhn", "fashion-mnist"])
+def test_a_set_is_not_fetched_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
 ) -> None:
     pytest.importorskip("torchvision")

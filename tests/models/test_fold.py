@@ -112,6 +112,7 @@ def test_fold_of_every_kind_of_conv(data: st.DataObject) -> None:
         groups,
         branches=data.draw(st.integers(1, 4)),
         scale=data.draw(st.booleans()),
+        post_norm=data.draw(st.booleans()),
         skip=cout == 6 and stride == 1 and data.draw(st.booleans()),
     )
     conv = conv.double().eval()
@@ -153,6 +154,54 @@ def test_interleaved_branches_train_like_separate_ones(groups: int) -> None:
         for name, buffer in statistics.items():
             assert buffer is not None
             torch.testing.assert_close(buffer[index::count], branch.state_dict()[name])
+
+
+def test_fold_of_one_norm_after_the_sum() -> None:
+    net = create("ghostnetv3-small", width=0.5, post_norm=True).double().eval()
+    randomize(net, 0)
+    convs = [module for module in net.modules() if isinstance(module, RepConv)]
+    assert any(conv.plain_skip for conv in convs)
+    assert not any(conv.skip_bn or conv.scale_bn for conv in convs)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    assert error(net, fold(net, torch.float64), images) <= 1e-9
+
+
+KINDS = {
+    "pointwise": {"skip": True},
+    "depthwise": {"kernel": (3, 3), "groups": 6, "scale": True, "skip": True},
+    "strided": {"kernel": (5, 5), "groups": 6, "scale": True, "stride": 2},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_first_trains_like_the_plain_form(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 6, 9, 8, dtype=torch.float64) + 1
+    conv = RepConv(6, 6, branches=3, **KINDS[kind]).double()  # type: ignore[arg-type]
+    randomize(conv, 1)
+    plain = copy.deepcopy(conv)
+    results = []
+    for module, fast in ((conv, True), (plain, False)):
+        if not fast:
+            monkeypatch.setattr(RepConv, "_shortcut", lambda *_: False)
+        inputs = images.clone().to(memory_format=torch.channels_last).requires_grad_()
+        y = module(inputs)
+        (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+        gradients = [p.grad for p in module.parameters()]
+        assert all(gradient is not None for gradient in gradients)
+        results.append([y, inputs.grad, *gradients, *module.state_dict().values()])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def test_statistics_first_in_single_precision() -> None:
+    torch.manual_seed(0)
+    net = create("ghostnetv3-small", width=0.5)
+    images = torch.randn(16, 3, 24, 24)
+    fast, exact = copy.deepcopy(net)(images), net.double()(images.double())
+    assert (fast - exact).abs().max() <= 2e-5 * (exact.max() - exact.min())
 
 
 def test_fold_of_the_shipped_weights_in_single_precision() -> None:

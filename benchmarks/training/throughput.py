@@ -1,0 +1,178 @@
+"""Images per second of the training loop against a plain one, on this CPU.
+
+    python benchmarks/training/throughput.py DATA [--output FILE]
+
+Both train the three-branch 1.0x net on the same images with batches of 128. The plain loop is what a
+tutorial writes: a DataLoader with two workers and PIL transforms, NCHW, every branch a convolution
+and a BatchNorm of its own. They take turns, a few steps each, so that other work slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from ghostedge import checkpoint
+from ghostedge.data.sources import open_data
+from ghostedge.models import create
+from ghostedge.models.reparam import RepConv
+from ghostedge.models.teachers import OnPixels
+from ghostedge.pixels import PixelContract
+from ghostedge.training import Recipe
+from ghostedge.training.batches import Batches
+from ghostedge.training.loop import _Run
+from ghostedge.training.processes import Processes
+from ghostedge.training.state import Folder
+
+BATCH, IMAGES = 128, 5120
+
+
+class Separate(nn.Module):
+    """A RepConv as papers draw it: every branch on its own."""
+
+    def __init__(self, conv: RepConv) -> None:
+        super().__init__()
+        one, count = conv.conv, conv.branches
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(one.in_channels, one.out_channels // count, one.kernel_size, one.stride,
+                          one.padding, groups=one.groups, bias=False),
+                nn.BatchNorm2d(one.out_channels // count),
+            )
+            for _ in range(count)
+        )  # fmt: skip
+        if conv.scale_conv is not None:
+            self.branches.append(nn.Sequential(conv.scale_conv, conv.scale_bn))
+        if conv.skip_bn is not None:
+            self.branches.append(conv.skip_bn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.branches)
+
+
+class Pictures(Dataset):
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images, self.labels = images, labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize((0.5,) * 3, (0.25,) * 3),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def plain(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None]:
+    """Train one step at each `next`."""
+    net = create("ghostnetv3-small", num_classes=classes, branches=3)
+    for name, module in list(net.named_modules()):
+        if isinstance(module, RepConv):
+            net.set_submodule(name, Separate(module))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    loader = DataLoader(
+        Pictures(images, labels), BATCH, shuffle=True, num_workers=2, drop_last=True
+    )
+    while True:
+        for views, wanted in loader:
+            loss = F.cross_entropy(net(views), wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            yield
+
+
+def ours(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None]:
+    arguments = {"num_classes": classes, "width": 1.0, "branches": 3}
+    card = checkpoint.Checkpoint(
+        "ghostnetv3-small", arguments, [str(c) for c in range(classes)], PixelContract(32)
+    )
+    student = OnPixels(create("ghostnetv3-small", **arguments), card.pixels)
+    student.to(memory_format=torch.channels_last)
+    recipe = Recipe(batch=BATCH, lr=0.01)
+    batches = Batches(images, labels, BATCH, torch.device("cpu"))
+    run = _Run(student, batches, batches, recipe, card, Folder(Path()), Processes("cpu"),
+               Console(file=io.StringIO()))  # fmt: skip
+    run.prepare(None, [], "off")
+    student.train()
+    epoch = 0
+    while True:
+        for batch in batches.shuffled(recipe, epoch):
+            run.learn(batch, 0.01)
+            yield
+        epoch += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
+    options = parser.parse_args()
+    sets = open_data(options.data)
+    assert sets.train is not None
+    chosen = np.random.default_rng(0).permutation(len(sets.train))[:IMAGES]
+    read = sets.train.read(32, chosen)
+    torch.manual_seed(0)
+    loops: dict[str, Callable[..., Iterator[None]]] = {"plain": plain, "ours": ours}
+    running = {name: make(read.pixels, read.labels, len(sets.classes))
+               for name, make in loops.items()}  # fmt: skip
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for number in range(options.rounds + 1):
+        for name, steps in running.items():
+            started = time.perf_counter()
+            for _ in range(2):
+                next(steps)
+            if number:  # the first round warms up
+                rates[name].append(2 * BATCH / (time.perf_counter() - started))
+    ratios = [b / a for a, b in zip(rates["plain"], rates["ours"], strict=True)]
+    result = {
+        "images_per_second": {k: round(statistics.median(v), 1) for k, v in rates.items()},
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(ratio, 2) for ratio in sorted(ratios)],
+        "net": "ghostnetv3-small-1.0x, 3 branches, 32 pixels",
+        "data": sets.name,
+        "batch": BATCH,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "command": f"python benchmarks/training/throughput.py {options.data}",
+    }
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+if __name__ == "__main__":
+    main()

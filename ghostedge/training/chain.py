@@ -1,0 +1,51 @@
+"""Distillation through teacher assistants: a sequence of runs, each of which teaches the next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostedge.training.distillation import STRATEGIES, Distillation
+from ghostedge.training.loop import train
+
+
+def distill(
+    data: str,
+    output: Path,
+    *,
+    teachers: Sequence[str],
+    via: Sequence[str] = (),
+    strategy: str = "kd",
+    temperature: float | None = None,
+    alpha: float | None = None,
+    model: str = "ghostnetv3-small-1.0x",
+    budget: float | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Path:
+    """Train `model` to follow `teachers`; return the best checkpoint's path.
+
+    Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
+    `output`/assistants/, by the net before it, and then a teacher of the next. A dense strategy
+    (dgkd) learns from all before. Several teachers are an ensemble. `options` are those of `train`.
+
+    Raises GhostEdgeError as `train` does.
+    """
+    deadline = None if budget is None else time.monotonic() + budget
+    guides = tuple(teachers)
+    for number, name in enumerate([*via, model], 1):
+        place = output / "assistants" / f"{number}-{name}" if number <= len(via) else output
+        best = train(
+            data,
+            place,
+            model=name,
+            distillation=Distillation(guides, strategy, temperature, alpha),
+            budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
+            # A chain goes on with the stage that was interrupted; those after it are new.
+            resume=resume and (not via or (place / "state.pt").exists()),
+            **options,
+        )
+        guides = (*guides, str(best)) if STRATEGIES[strategy].dense else (str(best),)
+    return best

@@ -1,0 +1,67 @@
+"""The processes that torchrun started, or the one there is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ghostedge.errors import GhostEdgeError
+
+
+class Processes:
+    """This process among `size`, number `rank`. Number 0 writes the files and decides.
+
+    BatchNorm statistics are those of number 0's sub-batches, which DistributedDataParallel hands to
+    the others; at 64 images or more in a sub-batch SyncBatchNorm's traffic buys nothing.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = device
+        if self.size > 1:
+            if device == "cuda":
+                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+                torch.cuda.set_device(self.device)
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if device == "cuda" else "gloo")
+
+    def parts(self, batch: int, accumulate: int) -> int:
+        """Return how many sub-batches a step of `batch` images is made of, all processes together."""
+        parts = max(accumulate, self.size)
+        if parts % self.size or batch % parts:
+            raise GhostEdgeError(
+                f"A batch of {batch} images cannot be cut into {parts} equal parts for {self.size} "
+                "processes: choose a --batch (and accumulate) that the processes divide."
+            )
+        return parts
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """Return a module that averages its gradients over the processes."""
+        if self.size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module)
+
+    def alone(self, parallel: nn.Module, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which gradients are only added up, not yet averaged."""
+        if wanted and isinstance(parallel, nn.parallel.DistributedDataParallel):
+            return parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def summed(self, values: Tensor) -> Tensor:
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def agreed(self, value: float, device: torch.device) -> float:
+        """Return the value of process 0."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        dist.broadcast(shared, 0)
+        return float(shared)

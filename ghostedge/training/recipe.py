@@ -1,0 +1,164 @@
+"""How a network is trained: every knob in one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from ghostedge.errors import GhostEdgeError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. `PAPER` is the recipe of arXiv 2509.12380, to compare with."""
+
+    epochs: int = 30
+    batch: int | None = None
+    """Images in a step. None: 128, and fewer on small sets, so that an epoch has eight steps."""
+    lr: float | None = None
+    """Highest rate. None: 0.1 for SGD and 0.001 for AdamW at a batch of 128, less in proportion to
+    smaller batches. (The paper's 0.01 is too low for a short schedule.)"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    """Of SGD, Nesterov's."""
+    weight_decay: float = 5e-4
+    decay: Literal["weights", "all"] = "weights"
+    """What decays: weights of convolutions and linear layers, or (the paper) biases and norms too."""
+    warmup: float = 0.15
+    """Share of the steps in which the rate rises linearly."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate then falls to zero."""
+    label_smoothing: float = 0.1
+    """0 for teachers: smoothed ones distil worse (arXiv 1906.02629)."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, 0 for none. The average is what is validated and kept."""
+    clip: float = 0.0
+    """Largest norm of a step's gradient, 0 for no limit."""
+    balance: bool = False
+    """Weigh the classes of uneven folders against their number of images."""
+    patience: int = 0
+    """Stop after that many epochs without a better validation, 0 for never."""
+    shift: float = 0.125
+    """Furthest shift of an image, as a share of its side (4 of 32 pixels)."""
+    border: Literal["reflect", "black"] = "reflect"
+    """What a shift brings in. On small images a black edge is one more thing to learn."""
+    flip: Literal["alternating", "random", "none"] = "alternating"
+    """Alternating: every other epoch mirrors exactly the images that the last one did not
+    (airbench, arXiv 2404.00498)."""
+    cutout: float = 0.0
+    """Side of a grey square put anywhere on an image, as a share of the image's side."""
+    mixup: float = 0.0
+    """Alpha of mixup's beta distribution; for distillation only, as it hurts compact nets without."""
+    freeze: Literal["none", "norms", "backbone"] = "none"
+    """norms: keep BatchNorm statistics as they are. backbone: train the last layer alone."""
+    accumulate: int = 1
+    """Sub-batches that a step adds up; the processes of torchrun share them."""
+    validation: float = 0.1
+    """Share of the training images, by class, that chooses the best epoch; the paper used the test set."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (
+            self.epochs >= 1
+            and (self.batch is None or self.batch >= 2)
+            and (self.lr is None or 0 < self.lr <= 1000)
+            and 0 < self.validation < 1
+            and 0 <= self.seed < 2**32
+        ):
+            raise GhostEdgeError(
+                "epochs must be at least 1, batch at least 2, lr above 0 and at most 1000, validation "
+                f"between 0 and 1, seed from 0 to 2^32 - 1: got {dataclasses.asdict(self)}."
+            )
+        for name in ("momentum", "warmup", "label_smoothing", "ema", "shift", "cutout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise GhostEdgeError(
+                    f"{name} must be at least 0 and below 1, not {getattr(self, name)}."
+                )
+        for name in ("weight_decay", "clip", "mixup", "patience", "accumulate"):
+            if not getattr(self, name) >= (name == "accumulate"):
+                raise GhostEdgeError(f"{name} must not be as low as {getattr(self, name)}.")
+        for name, hint in typing.get_type_hints(Recipe).items():
+            choices = typing.get_args(hint)
+            if typing.get_origin(hint) is Literal and getattr(self, name) not in choices:
+                raise GhostEdgeError(
+                    f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}."
+                )
+
+    def resolved(self, images: int) -> Recipe:
+        """Fill in what depends on the number of training images."""
+        batch = min(self.batch or max(8, min(128, images // 8)), images)
+        peak = {"sgd": 0.1, "adamw": 0.001}[self.optimizer]
+        return dataclasses.replace(self, batch=batch, lr=self.lr or peak * min(1.0, batch / 128))
+
+
+PAPER = Recipe(
+    epochs=200,
+    batch=256,
+    lr=0.01,
+    weight_decay=0.01,
+    decay="all",
+    warmup=0.3,
+    label_smoothing=0.0,
+    border="black",
+    flip="random",
+)
+"""GhostNetV3-Small (arXiv 2509.12380), which however chose its best epoch on the test set."""
+
+
+def load(name: str | None, settings: Iterable[str] = (), **given: Any) -> Recipe:
+    """Return a recipe: the default one, "paper", or that of a .toml file; then changed.
+
+    `settings` are texts such as "cutout=0.25"; `given` values that are None change nothing.
+    Raises GhostEdgeError for an unknown recipe, name or kind of value.
+    """
+    if name is None or name == "paper":
+        values = {} if name is None else dataclasses.asdict(PAPER)
+    else:
+        values = _read(Path(name))
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise GhostEdgeError(f"{text!r} sets nothing: write it as in cutout=0.25.")
+        values[key.strip()] = value.strip()
+    values |= {key: value for key, value in given.items() if value is not None}
+    return Recipe(**{key: _value(key, value) for key, value in values.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise GhostEdgeError(
+            f"{path} is no training recipe ({error}): name a .toml file, or paper."
+        ) from error
+
+
+def _value(name: str, value: Any) -> Any:
+    """Return a value as the type of its field, from text or TOML."""
+    hints = typing.get_type_hints(Recipe)
+    if name not in hints:
+        raise GhostEdgeError(
+            f"A recipe has no {name!r}.{nearest(name, hints)} It has {', '.join(hints)}."
+        )
+    kinds = [kind for kind in typing.get_args(hints[name]) if isinstance(kind, type)] or [
+        hints[name]
+    ]
+    kind = kinds[0]
+    try:
+        if typing.get_origin(kind) is Literal or value is None:
+            return value
+        if kind is bool:
+            return {"true": True, "false": False}[str(value).lower()]
+        return kind(str(value))
+    except (KeyError, TypeError, ValueError):
+        raise GhostEdgeError(f"{name} is a {kind.__name__}, which {value!r} is not.") from None

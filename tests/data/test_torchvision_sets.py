@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ghostedge.data.sources import open_data
+from ghostedge.errors import GhostEdgeError
+
+datasets = pytest.importorskip("torchvision").datasets
+
+
+def test_fashion_mnist_is_grey_as_three_equal_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
+    for part in ("train", "t10k"):
+        for kind, header, content in (
+            ("images-idx3", (0x803, 12, 28, 28), images.tobytes()),
+            ("labels-idx1", (0x801, 12), bytes([*range(10), 0, 1])),
+        ):
+            packed = struct.pack(f">{len(header)}i", *header) + content
+            (folder / f"{part}-{kind}-ubyte").write_bytes(packed)
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(packed))
+    monkeypatch.setenv("GHOSTEDGE_DATA", str(tmp_path))
+    data = open_data("fashion-mnist")
+    assert data.train is not None and data.test is not None
+    assert data.classes[-1] == "Ankle boot"
+    pixels = data.train.read(28).pixels
+    assert pixels.shape == (12, 28, 28, 3)
+    np.testing.assert_array_equal(pixels, np.repeat(images[..., None], 3, 3))
+    assert data.test.labels.tolist() == [*range(10), 0, 1]
+
+
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 11), np.uint8)
+    lists = {}
+    for part in ("train", "test"):
+        (tmp_path / f"{part}_32x32.mat").write_bytes(part.encode())
+        lists[part] = ["", f"{part}_32x32.mat", hashlib.md5(part.encode()).hexdigest()]
+    monkeypatch.setattr(datasets.SVHN, "split_list", lists)
+    monkeypatch.setenv("GHOSTEDGE_DATA", str(tmp_path))
+    # What SciPy would read: 10 stands for the digit 0.
+    reader = types.ModuleType("scipy.io")
+    reader.loadmat = lambda _: {"X": images, "y": np.arange(11)[:, None] % 10 + 1}  # type: ignore[attr-defined]
+    scipy = types.ModuleType("scipy")
+    scipy.io = reader  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "scipy", scipy)
+    monkeypatch.setitem(sys.modules, "scipy.io", reader)
+    data = open_data("svhn")
+    assert data.train is not None and data.test is not None
+    assert data.classes == tuple("0123456789")
+    assert data.train.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+    np.testing.assert_array_equal(data.train.read(32).pixels, images.transpose(3, 0, 1, 2))
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(GhostEdgeError, match="pip install scipy"):
+        open_data("svhn")

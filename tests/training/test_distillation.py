@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from ghostedge import checkpoint
+from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.models import create, synthetic
+from ghostedge.models.teachers import OnPixels, Teacher
+from ghostedge.pixels import PixelContract
+from ghostedge.training import Distillation, Recipe, distill, train
+from ghostedge.training.batches import Batch
+from ghostedge.training.distillation import STRATEGIES, Strategy
+from ghostedge.training.objective import Objective
+from tests.models.test_teachers import small_teacher
+
+LABELS = torch.tensor([0, 3, 1, 2, 3])
+RECIPE = Recipe(epochs=2, batch=16, lr=0.02, ema=0.5)
+
+
+def logits(seed: int, *shape: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(*shape, 5, 4, generator=random, dtype=torch.float64)
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    powers = np.exp(z)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p, q) summed over classes, mean over images, written out."""
+    return float(sum(a * np.log(a / b) for a, b in zip(p.flat, q.flat, strict=True)) / len(p))
+
+
+def loss(name: str, t: float, alpha: float, teachers: torch.Tensor) -> float:
+    entropy = torch.tensor(1.7, dtype=torch.float64)
+    built = Distillation(("t",), name, t, alpha).build()
+    return float(built(entropy, logits(0), teachers, LABELS))
+
+
+def test_kd() -> None:
+    student, teachers = logits(0).numpy(), logits(1, 2)
+    mean = teachers.numpy().mean(0)
+    expected = 0.3 * 1.7 + 0.7 * 25 * kl(softmax(mean / 5), softmax(student / 5))
+    assert loss("kd", 5, 0.3, teachers) == pytest.approx(expected)
+    assert loss("kd", 1, 1, teachers) == pytest.approx(1.7)
+    assert loss("kd", 2, 0, logits(0)[None]) == pytest.approx(0)
+
+
+def test_an_ensemble_of_mean_probabilities() -> None:
+    student, teachers = logits(0).numpy(), logits(1, 3)
+    mean = np.mean([softmax(z / 2) for z in teachers.numpy()], 0)
+    expected = 0.5 * 1.7 + 0.5 * 4 * kl(mean, softmax(student / 2))
+    assert loss("ensemble", 2, 0.5, teachers) == pytest.approx(expected)
+
+
+def test_standardized_kd() -> None:
+    def scores(z: np.ndarray) -> np.ndarray:
+        return np.array([(row - row.mean()) / row.std(ddof=1) for row in z])
+
+    student, teacher = logits(0).numpy(), logits(1).numpy()
+    expected = 0.9 * 4 * kl(softmax(scores(teacher) / 2), softmax(scores(student) / 2)) + 0.17
+    assert loss("standardized", 2, 0.1, logits(1)[None]) == pytest.approx(expected, rel=1e-5)
+    # Only relations count: a teacher scaled and shifted teaches the same.
+    assert loss("standardized", 2, 0.1, 7 * logits(1)[None] + 3) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_dist() -> None:
+    student, teacher = (softmax(z.numpy() / 4) for z in (logits(0), logits(1)))
+    rows = [np.corrcoef(a, b)[0, 1] for a, b in zip(student, teacher, strict=True)]
+    columns = [np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, teacher.T, strict=True)]
+    expected = 0.25 * 1.7 + 0.75 * 16 * (2 - np.mean(rows) - np.mean(columns))
+    assert loss("dist", 4, 0.25, logits(1)[None]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_dkd_splits_the_divergence() -> None:
+    p, q = (softmax(z.numpy() / 4) for z in (logits(1), logits(0)))
+    target = others = 0.0
+    for label, a, b in zip(LABELS, p, q, strict=True):
+        own, rest = int(label), [k for k in range(4) if k != int(label)]
+        target += kl(np.array([[a[own], 1 - a[own]]]), np.array([[b[own], 1 - b[own]]]))
+        others += kl(a[None, rest] / a[rest].sum(), b[None, rest] / b[rest].sum())
+    expected = 0.5 * 1.7 + 0.5 * 16 * (target + 8 * others) / 5
+    assert loss("dkd", 4, 0.5, logits(1)[None]) == pytest.approx(expected)
+
+
+def test_dgkd_adds_guides_and_drops_some() -> None:
+    student, guides = logits(0).numpy(), logits(1, 3)
+    terms = [16 * kl(softmax(z / 4), softmax(student / 4)) for z in guides.numpy()]
+    possible = {
+        round(0.85 + 0.5 * sum(t for i, t in enumerate(terms) if mask >> i & 1), 6): mask
+        for mask in range(1, 8)
+    }
+    torch.manual_seed(0)
+    found = [possible[round(loss("dgkd", 4, 0.5, guides), 6)] for _ in range(400)]
+    assert set(found) == set(range(1, 8))
+    kept = np.mean([mask >> i & 1 for mask in found for i in range(3)])
+    # 3/4, and one for certain: 1 - (2/3) / 4 = 5/6.
+    assert kept == pytest.approx(5 / 6, abs=0.04)
+
+
+def net(seed: int = 0) -> OnPixels:
+    torch.manual_seed(seed)
+    student = create("ghostnetv3-small", num_classes=4, width=0.1, branches=1)
+    return OnPixels(student, PixelContract(24))
+
+
+def batch() -> Batch:
+    views = torch.randint(0, 256, (5, 3, 24, 24), generator=torch.Generator().manual_seed(0))
+    return Batch(views.byte(), LABELS)
+
+
+def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
+    files = [small_teacher(tmp_path / f"{seed}.safetensors", seed)[0] for seed in range(2)]
+    teachers = [Teacher(file, list("abcd"), torch.device("cpu")) for file in files]
+    student, strategy = net(), Distillation(("t",), "amtml").build()
+    strategy.prepare(student, teachers, batch().views[:2])
+    objective = Objective(student, 0.0, None, strategy, teachers)
+    assert {index for _, index, _ in strategy.pairs} == {0, 1}  # type: ignore[attr-defined]
+    value, _ = objective(batch())
+    value.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    assert strategy.latent.grad.abs().max() > 0  # type: ignore[attr-defined]
+    assert not any(name.startswith("teachers") for name in objective.state_dict())
+    # Where both teachers say the same, weights do not matter: what is left of it is KD.
+    maps = strategy._student.found[-1].detach()  # type: ignore[attr-defined]
+    assert maps.shape[0] == 5
+    targets = logits(1)[None].float().repeat(2, 1, 1)
+    strategy.hints = 0.0  # type: ignore[attr-defined]
+    found = strategy.guidance(logits(0).float(), targets, LABELS)  # type: ignore[operator]
+    p = softmax(logits(1).numpy() / 4)
+    adapter = -np.log(p[np.arange(5), LABELS]).mean()
+    assert found.item() == pytest.approx(
+        adapter + 16 * kl(p, softmax(logits(0).numpy() / 4)), rel=1e-4
+    )
+
+
+def test_teacher_and_student_see_the_same_pixels(
+    tmp_path: Path, drawn_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+    read, teach = OnPixels.forward, Teacher.__call__
+
+    def student(self: OnPixels, views: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            seen["student"].append(views.clone())
+        return read(self, views)
+
+    def teacher(self: Teacher, views: torch.Tensor) -> torch.Tensor:
+        seen["teacher"].append(views.clone())
+        return teach(self, views)
+
+    monkeypatch.setattr(OnPixels, "forward", student)
+    monkeypatch.setattr(Teacher, "__call__", teacher)
+    learn(
+        drawn_folder,
+        tmp_path / "run",
+        make_teacher(tmp_path),
+        recipe=Recipe(epochs=1, batch=16, mixup=1.0),
+    )
+    assert len(seen["student"]) == len(seen["teacher"]) == 5
+    for one, other in zip(*seen.values(), strict=True):
+        assert one.dtype == torch.uint8
+        assert torch.equal(one, other)
+
+
+def make_teacher(folder: Path, seed: int = 0) -> str:
+    """A net of the drawn figures' classes with another pixel contract than the student's."""
+    file = folder / f"teacher{seed}.safetensors"
+    card, tensors = checkpoint.read(small_teacher(file, seed)[0])
+    card.labels = ["circle", "cross", "square", "triangle"]
+    checkpoint.save(file, card, tensors)
+    return str(file)
+
+
+def learn(data: Path, output: Path, *teachers: str, **options: Any) -> Path:
+    settings = {"recipe": RECIPE, "model": "ghostnetv3-small-0.1x", "imgsz": 24, **options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "STEPS", 1)
+        console = Console(file=io.StringIO())
+        return distill(str(data), output, teachers=teachers, console=console, **settings)
+
+
+def tensors_of(output: Path) -> dict[str, bytes]:
+    return {k: v.tobytes() for k, v in checkpoint.read(output / "last.safetensors")[1].items()}
+
+
+@pytest.mark.parametrize("strategy", ["kd", "dgkd", "amtml"])
+def test_a_distillation_resumes_bit_for_bit(
+    tmp_path: Path, drawn_folder: Path, strategy: str
+) -> None:
+    teachers = [make_teacher(tmp_path, seed) for seed in range(2)]
+    learn(drawn_folder, tmp_path / "whole", *teachers, strategy=strategy)
+    with pytest.raises(Paused, match="steps"):
+        learn(drawn_folder, tmp_path / "run", *teachers, strategy=strategy, budget=1e-9)
+    other = [teachers[0], make_teacher(tmp_path, 5)]
+    with pytest.raises(GhostEdgeError, match="another distillation"):
+        learn(drawn_folder, tmp_path / "run", *other, strategy=strategy, resume=True)
+    learn(drawn_folder, tmp_path / "run", *teachers, strategy=strategy, resume=True)
+    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "whole")
+    card = checkpoint.read(tmp_path / "run" / "best.safetensors")[0]
+    stated = card.training["distillation"]
+    assert stated["strategy"] == strategy and len(stated["teachers"]) == 2
+
+
+@pytest.mark.parametrize(("strategy", "guides"), [("kd", [1, 1, 1]), ("dgkd", [1, 2, 3])])
+def test_assistants_teach_in_turn(
+    tmp_path: Path, drawn_folder: Path, strategy: str, guides: list[int]
+) -> None:
+    via = ["ghostnetv3-small-0.2x", "airbench-0.1x"]
+    options = {"strategy": strategy, "via": via, "recipe": Recipe(epochs=1, batch=32)}
+    teacher, output = make_teacher(tmp_path), tmp_path / "run"
+    with pytest.raises(Paused):
+        learn(drawn_folder, output, teacher, budget=1e-9, **options)
+    learn(drawn_folder, output, teacher, resume=True, **options)
+    stages = [output / "assistants" / f"{n}-{name}" for n, name in enumerate(via, 1)]
+    cards = [checkpoint.read(stage / "best.safetensors")[0] for stage in (*stages, output)]
+    assert [card.name for card in cards] == [*via, "ghostnetv3-small-0.1x"]
+    assert [len(card.training["distillation"]["teachers"]) for card in cards] == guides
+
+
+def test_a_student_follows_its_teacher(tmp_path: Path, drawn_folder: Path) -> None:
+    """Without labels (alpha 0), the loss falls only if the teacher is followed."""
+    recipe = Recipe(epochs=4, batch=8, lr=0.03)
+    learn(drawn_folder, tmp_path / "run", make_teacher(tmp_path), alpha=0.0, recipe=recipe)
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    losses = [float(row.split(",")[1]) for row in rows[1:]]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teachers": ()}, "needs a teacher"),
+        ({"strategy": "kdd"}, "Did you mean"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"alpha": 1.5}, "alpha is a share"),
+    ],
+)
+def test_a_distillation_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(GhostEdgeError, match=message):
+        Distillation(**{"teachers": ("t",), **values})
+
+
+def test_every_strategy_has_its_own_numbers() -> None:
+    for name in STRATEGIES:
+        built = Distillation(("t",), name).build()
+        assert isinstance(built, Strategy)
+        assert (built.temperature, built.alpha) == built.settings
+        given = Distillation(("t",), name, 2.5, 0.25).build()
+        assert (given.temperature, given.alpha) == (2.5, 0.25)
+
+
+def test_mixup_is_for_distillation(tmp_path: Path) -> None:
+    with pytest.raises(GhostEdgeError, match="mixup is for distillation only"):
+        train("drawn", tmp_path / "run", recipe=Recipe(mixup=1.0))
+    assert not (tmp_path / "run").exists()
