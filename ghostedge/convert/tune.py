@@ -24,7 +24,7 @@ from ghostedge.pixels import MIDDLE, STEP
 BATCH = 100
 STRENGTH = 0.85
 """Share of the equalisation that goes to activations, the rest to the weights that read them: of 0.5,
-0.7, 0.85 and 1 the best on the shipped 1.0x (benchmarks/int8). Rounding of activations is the larger
+0.7, 0.85 and 1 the best on 2,000 images in simulation (shipped 1.0x). Rounding of activations is the larger
 part of what int8 loses, as weights have a scale for each output channel."""
 RATE, RANGE_RATE, TRAIN_BATCH = 5e-5, 5e-3, 100
 INNER = 0.9999
