@@ -308,7 +308,7 @@ class _Export:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         _write_json(self.folder / MANIFEST, manifest)
-        from ghostedge.latency.timing import machine
+        from ghostedge.latency.runner import machine
 
         timings = {"seconds": self.seconds, "machine": machine()}
         _write_json(self.folder / "timings.json", timings)
