@@ -293,13 +293,14 @@ def test_a_model_that_cannot_run(board: Board, tmp_path: Path) -> None:
 
 
 def test_a_python_without_venv(board: Board, model: Path) -> None:
-    board.say_python(f'[ "$2" = venv ] && {{ echo no ensurepip; exit 1; }}; exec {bare()} "$@"')
+    board.say_python(BARE)
+    (board.folder / "venv.py").write_text("raise SystemExit('no ensurepip')")
+    board.setup(f"export PYTHONPATH={shlex.quote(str(board.folder))}")
     assert "no venv could be made (no ensurepip): sudo apt install python3-venv" in refused(model)
 
 
-def bare() -> str:
-    """The Python that this environment is made of, without its packages."""
-    return shlex.quote(os.path.realpath(sys.executable)) + " -I"
+# The Python that this environment is made of, without its packages.
+BARE = f'exec {shlex.quote(os.path.realpath(sys.executable))} "$@"'
 
 
 @pytest.mark.slow
@@ -307,7 +308,7 @@ def test_a_venv_is_made(board: Board, tmp_path: Path) -> None:
     """Real pip and a real venv; the wheels are zipped from what is installed here."""
     model = write_tflite(tmp_path / "model.tflite", "uint8")
     wheels = tmp_path / "wheels"
-    board.say_python(f'exec {bare()} "$@"')
+    board.say_python(BARE)
     board.setup("export PIP_NO_INDEX=1")
     assert "could not be installed (ERROR: No matching distribution" in refused(model)
     pending = ["ai-edge-litert", "numpy"]
@@ -330,7 +331,7 @@ def zip_wheel(distribution: metadata.Distribution, folder: Path) -> list[Require
     """Put an installed package back into a wheel; return what it requires."""
     folder.mkdir(exist_ok=True)
     name = distribution.name.replace("-", "_")
-    (tag, *_) = re.findall(r"^Tag: (\S+)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
+    (*_, tag) = re.findall(r"^Tag: (\S+)$", distribution.read_text("WHEEL") or "", re.MULTILINE)
     path = folder / f"{name}-{distribution.version}-{tag}.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as wheel:
         for file in distribution.files or []:
