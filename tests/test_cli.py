@@ -253,7 +253,7 @@ def test_image_size_mismatch(refuse: Refuse, tmp_path: Path, net: Path, picture:
 
 
 # Below a file, and where only the kernel makes folders: root cannot write there either.
-@pytest.mark.parametrize("place", ["picture.png/out", "/proc/ghostedge/out"])
+@pytest.mark.parametrize("place", ["picture.png/out.json", "/proc/ghostedge/out.json"])
 def test_unwritable_output(
     refuse: Refuse, tmp_path: Path, net: Path, picture: Path, place: str
 ) -> None:
@@ -362,7 +362,7 @@ def test_int8_without_batchnorm_or_images(net: Path) -> None:
         ("eval {net} drawn --part val", "drawn has no val part"),
         ("eval {net} drawn --threads 0", "Invalid value for '--threads'"),
         ("predict {net} {net} --top 0", "Invalid value for '--top'"),
-        ("bench {net} --on -x --runs 3", "--on '-x' is no ssh name"),
+        ("bench {net} --on board", "no model to time: a board runs .tflite and .onnx"),
         ("bench {net} --output times.pdf", "times.pdf should end in one of .json"),
         ("bench {net} --runtime tvm", "There is no runtime 'tvm'"),
         ("compare {net}", "is no result of a bench"),
@@ -559,7 +559,7 @@ def test_predict_eval_and_bench(
     assert run("bench", net, net, "--runs", 5, "--output", tmp_path / "times.json") == 0
     assert "5 interleaved rounds" in capsys.readouterr().out
     (times,) = json.loads((tmp_path / "times.json").read_text())["results"]
-    assert [row["model"] for row in times["rows"]] == [str(net)]
+    assert [row["model"] for row in times["rows"]] == [str(net)] * 2
     file, page = tmp_path / "times.json", tmp_path / "times.html"
     assert run("compare", file, file, "--output", page) == 0
     assert "side by side" in capsys.readouterr().out and page.read_text().startswith("<!doctype")

@@ -253,7 +253,7 @@ def warm_up(invoke: Callable[[], Any]) -> bool:
             return False
 
 
-def time_rounds(invokes: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
+def rounds(invokes: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
     """Return milliseconds, float64 (models, rounds)."""
     times = np.empty((len(invokes), rounds))
     collecting = gc.isenabled()
@@ -324,7 +324,7 @@ def measure(
             if number == 0 and count == threads[0]:
                 before["frequency_mhz"] = state()["frequency_mhz"]  # idle, it tells nothing
             invokes = [loaded[index].invoke for index in order]
-            times[order, number] = time_rounds(invokes, times.shape[2])
+            times[order, number] = rounds(invokes, times.shape[2])
         warnings += [
             f"{label} did not become steady within 1 s of warming up at threads={count}: something "
             "disturbs it; pause other work, let the board cool down and repeat."

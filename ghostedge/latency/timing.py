@@ -46,10 +46,12 @@ def bench(
     base = [file for model in against for file in _files(model, chosen, on)]
     files = base + [f for model in models for f in _files(model, chosen, on) if f not in base]
     if len(files) == len(base):
-        raise GhostEdgeError(
-            f"There is no model to time: name one that runs on {' or '.join(sorted(chosen))}, and "
-            "whose runtime is installed."
+        remedy = (
+            f"name one that runs on {' or '.join(sorted(chosen))}, and whose runtime is installed."
+            if on is None
+            else "a board runs .tflite and .onnx files; export a checkpoint first."
         )
+        raise GhostEdgeError(f"There is no model to time: {remedy}")
     result = boards.run(on, files, len(base), threads, runs, say)
     for row, (path, _) in zip(result["rows"], files * len(threads), strict=True):
         row["accuracy"] = _accuracy(path)

@@ -84,7 +84,7 @@ def test_interval_covers() -> None:
 def test_each_round_times_each_model_after_an_untimed_invoke() -> None:
     order: list[int] = []
     invokes = [lambda index=index: order.append(index) for index in range(3)]
-    times = runner.time_rounds(invokes, 4)
+    times = runner.rounds(invokes, 4)
     turns = [0, 1, 2, 1, 2, 0, 2, 0, 1, 0, 1, 2]
     assert order == [turn for turn in turns for _ in ("untimed", "timed")]
     assert times.shape == (3, 4) and (times > 0).all()
