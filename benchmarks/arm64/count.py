@@ -180,6 +180,30 @@ def main() -> None:
         "rows": rows,
     }
     (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(markdown(result))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the tables of README.md: counts in millions, where they go on an A72, agreement."""
+    counts = ["| network, model | MMACs | A53 | A72 | A76 |", "|---|---|---|---|---|"]
+    shares = [f"| network, model | {' | '.join(PARTS)} | the rest |", "|---|---|---|---|---|"]
+    same = ["| model | same top-1 | identical outputs | largest difference |", "|---|---|---|---|"]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in result["rows"]:
+        found.setdefault((row["network"], row["model"]), {})[row["cpu"]] = row
+    for (network, model), cpus in found.items():
+        name = f"{network}, `{model}`"
+        macs = result["macs"][network.removesuffix(", plain")] / 1e6
+        cells = [f"{cpus[cpu].get('instructions', float('nan')) / 1e6:.2f}" for cpu in cpus]
+        counts.append(f"| {name} | {macs:.1f} | {' | '.join(cells)} |")
+        a72 = cpus["cortex-a72"]
+        millions = [f"{v * a72['instructions'] / 1e6:.2f}" for v in a72["parts"].values()]
+        shares.append(f"| {name} | {' | '.join(millions)} |")
+        worst = [min(row["same_top1"] for row in cpus.values())]
+        worst.append(min(row["exact"] for row in cpus.values()))
+        furthest = max(row["largest_difference"] for row in cpus.values())
+        same.append(f"| {name} | {worst[0]:.1%} | {worst[1]:.1%} | {furthest:.2g} |")
+    return "\n\n".join("\n".join(lines) for lines in (counts, shares, same))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ghostedge.cli import main
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import boards, remote, results
 from ghostedge.latency.timing import bench
@@ -183,6 +184,21 @@ def test_a_bench_over_ssh(board: Board, model: Path, tmp_path: Path) -> None:
     assert any("load 5 of 5" in line for line in said)
     jsonschema.validate(json.loads(results.writer(Path("x.json"))([result])), results.schema())
     assert not list(Path().glob("**/hurt")) and not list(tmp_path.glob("**/hurt"))
+
+
+def test_one_board_of_two(
+    board: Board, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = board.folder / "out.json"
+    words = ["bench", model, "--on", "a.invalid", "--on", HOST, "--runs", 5, "--output", output]
+    monkeypatch.setattr(sys, "argv", ["ghostedge", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr()
+    assert caught.value.code == 2
+    assert said.err.splitlines()[-1].startswith("ghostedge: a.invalid cannot be reached (")
+    (found,) = results.read(output)
+    assert found["name"] == HOST and "interleaved rounds on board" in said.out
 
 
 def test_host_names_are_no_options(model: Path) -> None:
