@@ -87,18 +87,13 @@ def test_no_more_instructions_and_the_same_answers(
     assert np.abs(found.outputs - expected).max() <= allowed
 
 
-def test_reference_kernels_give_the_same_bytes(
+def test_reference_kernels_give_the_same_bytes_and_a_count_repeats(
     emulator: ModuleType, bundle: Bundle, images: np.ndarray
 ) -> None:
     model = bundle.path / "model_int8.tflite"
-    found = emulator.run(model, "cortex-a72", images, kernels="reference", runs=0)
-    expected = Classifier(model, kernels="reference").raw(images)
-    np.testing.assert_array_equal(found.outputs, expected)
-
-
-def test_a_count_repeats(emulator: ModuleType, bundle: Bundle, images: np.ndarray) -> None:
-    model = bundle.path / "model_int8.tflite"
-    first, second = (emulator.run(model, "cortex-a53", images[:1]) for _ in range(2))
+    first, second = (emulator.run(model, "cortex-a53", images[:2], reference=2) for _ in range(2))
+    expected = Classifier(model, kernels="reference").raw(images[:2])
+    np.testing.assert_array_equal(first.reference, expected)
     assert first.instructions == second.instructions
     assert first.by_symbol == second.by_symbol
     assert sum(first.by_symbol.values()) == pytest.approx(1)

@@ -1,9 +1,11 @@
 """The table of guest instructions: shipped weights, every precision, and peers, on three CPUs.
 
-    python benchmarks/arm64/count.py
+    python benchmarks/arm64/count.py [FOLDER]
 
-Writes results.json beside this file and prints the table. The peers have random weights (a count
-hardly depends on them, an accuracy does) and go through the plain conversion of benchmarks/rewrites.
+Writes results.json beside this file and prints the tables; what stands there for the same file already
+is taken over, so that an interrupted run goes on. FOLDER keeps the models for another run. The peers
+have random weights (a count hardly depends on them, an accuracy does) and go through the plain
+conversion of benchmarks/rewrites.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,14 @@ from torch import nn
 import ghostedge
 from ghostedge import checkpoint
 from ghostedge.bundle import read_manifest
+from ghostedge.files import sha256
 from ghostedge.models import profile
 from ghostedge.runtime import Classifier
 
 HERE = Path(__file__).parent
 PLAIN = HERE.parent / "rewrites" / "plain.py"
-IMAGES, REFERENCE_IMAGES = 64, 8
+COMMAND = "python benchmarks/arm64/count.py"
+IMAGES, REFERENCE_IMAGES = 16, 4
 PARTS = {
     "convolution": ("gemm", "MlasConv", "Mlas"),
     "depthwise": ("dwconv",),
@@ -106,37 +111,28 @@ def peer_models(net: nn.Module, calibration: Path, folder: Path) -> None:
     convert_plainly("-", calibration, folder)
 
 
-def measure(name: str, file: Path, images: np.ndarray) -> list[dict[str, Any]]:
-    """Count a model on every CPU and compare its outputs with those of this machine."""
-    rows = []
+def measure(name: str, file: Path, cpu: str, images: np.ndarray) -> dict[str, Any]:
+    """Count a model on a CPU and compare its outputs with those of this machine."""
+    reference = REFERENCE_IMAGES if file.name == "model_int8.tflite" else 0
+    there = emulator.run(file, cpu, images, reference=reference)
     here = Classifier(file).raw(images).astype(np.float64)
-    for cpu in emulator.BOARDS:
-        try:
-            there = emulator.run(file, cpu, images)
-        except RuntimeError as error:
-            rows.append({"network": name, "model": file.name, "cpu": cpu, "failed": str(error)})
-            continue
-        row = {
-            "network": name,
-            "model": file.name,
-            "cpu": cpu,
-            "instructions": there.instructions,
-            "parts": parts(there.by_symbol),
-            "symbols": {k: round(v, 4) for k, v in there.by_symbol.items() if v >= 0.005},
-            "images": len(images),
-            "same_top1": float((there.outputs.argmax(1) == here.argmax(1)).mean()),
-            "exact": round(float((there.outputs == here).mean()), 4),
-            "largest_difference": float(np.abs(there.outputs - here).max()),
-        }
-        if file.name == "model_int8.tflite":
-            few = images[:REFERENCE_IMAGES]
-            plain = emulator.run(file, cpu, few, kernels="reference", runs=0).outputs
-            row["reference_exact"] = float(
-                (plain == Classifier(file, kernels="reference").raw(few)).mean()
-            )
-        rows.append(row)
-        print(f"{name:42} {file.name:18} {cpu} {there.instructions / 1e6:8.3f}", flush=True)
-    return rows
+    row = {
+        "network": name,
+        "model": file.name,
+        "sha256": sha256(file),
+        "cpu": cpu,
+        "instructions": there.instructions,
+        "parts": parts(there.by_symbol),
+        "symbols": {k: round(v, 4) for k, v in there.by_symbol.items() if v >= 0.005},
+        "images": len(images),
+        "same_top1": float((there.outputs.argmax(1) == here.argmax(1)).mean()),
+        "exact": round(float((there.outputs == here).mean()), 4),
+        "largest_difference": float(np.abs(there.outputs - here).max()),
+    }
+    if reference:
+        plain = Classifier(file, kernels="reference").raw(images[:reference])
+        row["reference_exact"] = float((there.reference == plain).mean())
+    return row
 
 
 def parts(by_symbol: dict[str, float]) -> dict[str, float]:
@@ -149,37 +145,54 @@ def parts(by_symbol: dict[str, float]) -> dict[str, float]:
     return {part: round(share, 4) for part, share in found.items()}
 
 
-def main() -> None:
-    emulator.set_up()
-    rows, networks = [], {}
-    with tempfile.TemporaryDirectory() as scratch:
-        calibration = Path(scratch, "calibration.npy")
-        for name, path in checkpoint.shipped().items():
-            _, tensors = checkpoint.read(name)
-            np.save(calibration, tensors["calibration_images"])
-            bundle = ghostedge.export(name, Path(scratch, name), int8=True, half=True)
-            with np.load(bundle.path / "golden.npz") as golden:
-                images = golden["images"][:IMAGES]
-            for artefact in read_manifest(bundle.path)["artefacts"]:
-                rows += measure(name, bundle.path / artefact, images)
-            plain = Path(scratch, "plain", name)
+def models(folder: Path) -> Iterator[tuple[str, Path, float]]:
+    """Yield (network, file, MACs) of ours and of the peers, each made in `folder` if not there yet."""
+    calibration = folder / "calibration.npy"
+    for name, path in checkpoint.shipped().items():
+        np.save(calibration, checkpoint.read(name)[1]["calibration_images"])
+        bundle = folder / name
+        if not bundle.exists():
+            ghostedge.export(name, bundle, int8=True, half=True)
+        manifest = read_manifest(bundle)
+        macs = manifest["source"]["profile"]["macs"]
+        plain = folder / f"{name}-plain"
+        if not plain.exists():
             convert_plainly(str(path), calibration, plain)
-            for precision in ("fp32", "int8"):
-                rows += measure(f"{name}, plain", plain / f"model_{precision}.tflite", images)
-            networks[name] = bundle.manifest["source"]["profile"]["macs"]
-        for number, (name, net) in enumerate(peers().items()):
-            folder = Path(scratch, f"peer{number}")
-            networks[name] = profile(net.eval(), 32).macs
-            peer_models(net, calibration, folder)
-            for precision in ("fp32", "int8"):
-                rows += measure(name, folder / f"model_{precision}.tflite", images)
-    result = {
-        "command": "python benchmarks/arm64/count.py",
+        for precision in ("int8", "fp32"):
+            yield name, bundle / f"model_{precision}.tflite", macs
+            yield f"{name}, plain", plain / f"model_{precision}.tflite", macs
+        for artefact in ("model.onnx", "model_int8.onnx", "model_fp16.tflite"):
+            yield name, bundle / artefact, macs
+    for number, (name, net) in enumerate(peers().items()):
+        made = folder / f"peer{number}"
+        if not made.exists():
+            peer_models(net, calibration, made)
+        for precision in ("int8", "fp32"):
+            yield name, made / f"model_{precision}.tflite", profile(net.eval(), 32).macs
+
+
+def main(folder: Path) -> None:
+    emulator.set_up()
+    results = HERE / "results.json"
+    old = json.loads(results.read_text())["rows"] if results.exists() else []
+    known = {(row["sha256"], row["cpu"]): row for row in old}
+    result: dict[str, Any] = {
+        "command": COMMAND,
         "versions": emulator.versions(),
-        "macs": networks,
-        "rows": rows,
+        "macs": {},
+        "rows": [],
     }
-    (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    images = None
+    for name, file, macs in models(folder):
+        if images is None:
+            with np.load(file.with_name("golden.npz")) as golden:
+                images = golden["images"][:IMAGES]
+        result["macs"][name] = macs
+        for cpu in emulator.BOARDS:
+            row = known.get((sha256(file), cpu)) or measure(name, file, cpu, images)
+            result["rows"].append(row)
+            results.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{name:42} {file.name:18} {cpu} {row['instructions'] / 1e6:8.3f}", flush=True)
     print(markdown(result))
 
 
@@ -193,7 +206,7 @@ def markdown(result: dict[str, Any]) -> str:
         found.setdefault((row["network"], row["model"]), {})[row["cpu"]] = row
     for (network, model), cpus in found.items():
         name = f"{network}, `{model}`"
-        macs = result["macs"][network.removesuffix(", plain")] / 1e6
+        macs = result["macs"][network] / 1e6
         cells = [f"{cpus[cpu].get('instructions', float('nan')) / 1e6:.2f}" for cpu in cpus]
         counts.append(f"| {name} | {macs:.1f} | {' | '.join(cells)} |")
         a72 = cpus["cortex-a72"]
@@ -207,4 +220,8 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            main(Path(scratch))

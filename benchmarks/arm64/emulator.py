@@ -77,11 +77,15 @@ BOARDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One model on one CPU. instructions: of one invoke; by_symbol: their share, largest first."""
+    """One model on one CPU. instructions: of one invoke; by_symbol: their share, largest first.
+
+    outputs, reference: raw, (images, classes), of the default and of LiteRT's reference kernels.
+    """
 
     instructions: float
     by_symbol: dict[str, float]
     outputs: np.ndarray
+    reference: np.ndarray
 
 
 def unavailable() -> str | None:
@@ -210,12 +214,10 @@ def board_files(root: Path, board: Board, cores: int = 4) -> None:
         path.write_text(f"{text}\n" if not text.endswith(("\0", "\n")) else text)
 
 
-def run(
-    model: Path, cpu: str, images: np.ndarray, *, kernels: str = "default", runs: int = RUNS
-) -> Measured:
-    """Run a classifier on images under `cpu`, one of BOARDS, and count `runs` invokes.
+def run(model: Path, cpu: str, images: np.ndarray, *, reference: int = 0) -> Measured:
+    """Run a classifier on images under `cpu`, one of BOARDS, and count RUNS invokes.
 
-    images: uint8 (N, size, size, 3). kernels: "default" or "reference" (LiteRT's plain ones).
+    images: uint8 (N, size, size, 3); the first `reference` of them by the reference kernels, too.
     """
     folder = set_up()
     with tempfile.TemporaryDirectory() as scratch:
@@ -229,14 +231,12 @@ def run(
             "QEMU_LD_PREFIX": str(folder / cpu),
             "QEMU_CPU": cpu,
         }
-        plugin = ["-plugin", f"{folder}/icount.so,out={counts}"] if runs else []
+        plugin = ["-plugin", f"{folder}/icount.so,out={counts}"]
         python = folder / cpu / f"usr/bin/python{PYTHON}"
-        guest = [HERE / "guest.py", model, pictures, output, str(runs), kernels]
+        guest = [HERE / "guest.py", model, pictures, output, str(RUNS), str(reference)]
         _run("qemu-aarch64", *plugin, python, *guest, environment=environment)
         said = json.loads(output.read_text())
-        outputs = np.array(said["outputs"])
-        if not runs:
-            return Measured(float("nan"), {}, outputs)
+        outputs, plain = np.array(said["outputs"]), np.array(said["reference"])
         blocks = [line.split() for line in counts.read_text().splitlines()]
     ran = [(int(address, 16), int(size) * int(times)) for address, size, times in blocks]
     symbols: dict[str, int] = collections.Counter()
@@ -244,7 +244,7 @@ def run(
         symbols[_symbol(address, said["loaded"])] += count
     total = sum(count for _, count in ran)
     ordered = sorted(symbols.items(), key=lambda item: -item[1])
-    return Measured(total / runs, {name: n / total for name, n in ordered}, outputs)
+    return Measured(total / RUNS, {name: n / total for name, n in ordered}, outputs, plain)
 
 
 def _symbol(address: int, loaded: dict[str, int]) -> str:

@@ -1,9 +1,10 @@
 """What runs inside the emulation: a model on images, and marked invokes for the plugin to count.
 
-    python3.11 guest.py MODEL IMAGES.npy OUTPUT.json RUNS [reference]
+    python3.11 guest.py MODEL IMAGES.npy OUTPUT.json RUNS [REFERENCE_IMAGES]
 
-IMAGES: uint8 (N, size, size, 3). OUTPUT: the raw outputs, and where each library was loaded. RUNS: how
-many invokes of the first image stand between the two marks; 0 counts none.
+IMAGES: uint8 (N, size, size, 3). RUNS: how many invokes of the first image stand between the two marks.
+OUTPUT: the raw outputs, those of LiteRT's reference kernels for the first REFERENCE_IMAGES, and where
+each library was loaded.
 """
 
 import contextlib
@@ -52,30 +53,38 @@ def onnxruntime(model: str, _: str):
     return prepare, invoke, lambda: made[0][0]
 
 
-def main(model: str, images: str, output: str, runs: str, kernels: str = "default") -> None:
+def main(model: str, images: str, output: str, runs: str, reference: str = "0") -> None:
     pictures = np.load(images)
-    prepare, invoke, result = (litert if model.endswith(".tflite") else onnxruntime)(model, kernels)
+    open_ = litert if model.endswith(".tflite") else onnxruntime
+    net = prepare, invoke, _ = open_(model, "default")
     prepare(pictures[0])
-    if int(runs):
-        for _ in range(3):
-            invoke()
-        mark(1)
-        for _ in range(int(runs)):
-            invoke()
-        mark(2)
-    outputs = []
-    for picture in pictures:
-        prepare(picture)
+    for _ in range(3):
         invoke()
-        outputs.append(result().tolist())
+    mark(1)
+    for _ in range(int(runs)):
+        invoke()
+    mark(2)
     loaded = {}
     with open("/proc/self/maps") as maps:
         for line in maps:
             fields = line.split()
             if len(fields) > 5:
                 loaded.setdefault(fields[5], int(fields[0].split("-")[0], 16))
+    found = {"outputs": answers(net, pictures), "reference": [], "loaded": loaded}
+    if int(reference):
+        found["reference"] = answers(open_(model, "reference"), pictures[: int(reference)])
     with open(output, "w") as file:
-        json.dump({"outputs": outputs, "loaded": loaded}, file)
+        json.dump(found, file)
+
+
+def answers(net, pictures):
+    prepare, invoke, result = net
+    outputs = []
+    for picture in pictures:
+        prepare(picture)
+        invoke()
+        outputs.append(result().tolist())
+    return outputs
 
 
 main(*sys.argv[1:])
