@@ -253,13 +253,13 @@ def warm_up(invoke: Callable[[], Any]) -> bool:
             return False
 
 
-def rounds(invokes: Sequence[Callable[[], Any]], rounds: int) -> np.ndarray:
-    """Return milliseconds, float64 (models, rounds)."""
-    times = np.empty((len(invokes), rounds))
+def rounds(invokes: Sequence[Callable[[], Any]], count: int) -> np.ndarray:
+    """Time each in each of `count` rounds; return milliseconds, float64 (invokes, count)."""
+    times = np.empty((len(invokes), count))
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(rounds):
+        for turn in range(count):
             for step in range(len(invokes)):
                 index = (turn + step) % len(invokes)
                 invoke = invokes[index]
@@ -298,11 +298,13 @@ def measure(
     compared with, the one of the same file name among them, else the first. runs: rounds, made up
     to a multiple of LOADS. Raises Problem.
     """
-    for runtime in sorted({kind(path) for path in models}):
+    runtimes = sorted({kind(path) for path in models})
+    for runtime in runtimes:
         imported(runtime)
     names = [os.path.basename(label) for label in labels]
     bases = [names.index(name) if name in names[:against] else 0 for name in names]
-    before, machine_ = state(), machine()
+    before, here = state(), machine()
+    before["frequency_mhz"] = None  # idle, it tells nothing
     rows: list[dict[str, Any]] = []
     warnings = []
     for count in threads:
@@ -318,11 +320,8 @@ def measure(
             shift = number * len(models) // LOADS
             order = [(shift + i) % len(models) for i in range(len(models))]
             loaded = {index: load(models[index], count) for index in order}
-            for index in order:
-                if not warm_up(loaded[index].invoke):
-                    restless.add(labels[index])
-            if number == 0 and count == threads[0]:
-                before["frequency_mhz"] = state()["frequency_mhz"]  # idle, it tells nothing
+            restless |= {labels[index] for index in order if not warm_up(loaded[index].invoke)}
+            before["frequency_mhz"] = before["frequency_mhz"] or state()["frequency_mhz"]
             invokes = [loaded[index].invoke for index in order]
             times[order, number] = rounds(invokes, times.shape[2])
         warnings += [
@@ -331,57 +330,64 @@ def measure(
             for label in sorted(restless)
         ]
         medians = np.median(times, axis=2)
-        for index, (path, label) in enumerate(zip(models, labels, strict=True)):
-            model = loaded[index]
-            median, low, high = interval(medians[index])
-            ratio, ratio_low, ratio_high = interval(medians[index] / medians[bases[index]])
-            content = Path(path).read_bytes()
-            p90, p99, least = (float(np.percentile(times[index], q)) for q in (90, 99, 0))
-            verdict = "faster" if ratio_high < 1 else "slower" if ratio_low > 1 else "noise"
-            rows.append(
-                {
-                    "model": label,
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                    "bytes": len(content),
-                    "runtime": kind(path),
-                    "precision": model.precision,
-                    "partitions": model.partitions,
-                    "accuracy": None,
-                    "threads": count,
-                    "batch": model.batch,
-                    "median": median,
-                    "low": low,
-                    "high": high,
-                    "p90": p90,
-                    "p99": p99,
-                    "min": least,
-                    "mean": float(times[index].mean()),
-                    "against": labels[bases[index]],
-                    "ratio": ratio,
-                    "ratio_low": ratio_low,
-                    "ratio_high": ratio_high,
-                    "verdict": "base" if bases[index] == index else verdict,
-                    **firsts[index],
-                }
-            )
-        warnings += _not_faster(rows[-len(models) :], medians)
+        made = [
+            {
+                "model": labels[index],
+                **_file(path, loaded[index]),
+                "threads": count,
+                **_latency(times[index], medians[index]),
+                **_ratio(medians[index], medians[base], index == base),
+                "against": labels[base],
+                **firsts[index],
+            }
+            for index, (path, base) in enumerate(zip(models, bases, strict=True))
+        ]
+        warnings += _not_faster(made, medians)
+        rows += made
     after = state()
-    for runtime in sorted({row["runtime"] for row in rows}):
+    for runtime in runtimes:
         module, package = PACKAGES[runtime]
-        machine_["versions"][package] = sys.modules[module.partition(".")[0]].__version__
-        machine_["delegates"][runtime] = DELEGATES[runtime]
-    for row in rows:
-        for key, value in row.items():
-            row[key] = round(value, 4) if isinstance(value, float) else value
+        here["versions"][package] = sys.modules[module.partition(".")[0]].__version__
+        here["delegates"][runtime] = DELEGATES[runtime]
+    rounded = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
     return {
-        "name": machine_["board"] or machine_["cpu"],
+        "name": here["board"] or here["cpu"],
         "rounds": times.shape[1] * times.shape[2],
-        "machine": machine_,
+        "machine": here,
         "before": before,
         "after": after,
-        "rows": rows,
-        "warnings": state_warnings(before, after, machine_["cores"]) + warnings,
+        "rows": rounded,
+        "warnings": state_warnings(before, after, here["cores"]) + warnings,
     }
+
+
+def _file(path: str, model: Loaded) -> dict[str, Any]:
+    content = Path(path).read_bytes()
+    return {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "runtime": kind(path),
+        "precision": model.precision,
+        "partitions": model.partitions,
+        "accuracy": None,
+        "batch": model.batch,
+    }
+
+
+def _latency(times: np.ndarray, medians: np.ndarray) -> dict[str, float]:
+    """Return the figures of one model: times (LOADS, rounds), medians (LOADS,)."""
+    median, low, high = interval(medians)
+    p90, p99, least = (float(np.percentile(times, q)) for q in (90, 99, 0))
+    figures = {"median": median, "low": low, "high": high, "p90": p90, "p99": p99}
+    return {**figures, "min": least, "mean": float(times.mean())}
+
+
+def _ratio(medians: np.ndarray, base: np.ndarray, is_base: bool) -> dict[str, Any]:
+    ratio, low, high = interval(medians / base)
+    verdict = "base" if is_base else "faster" if high < 1 else "slower" if low > 1 else "noise"
+    return {"ratio": ratio, "ratio_low": low, "ratio_high": high, "verdict": verdict}
 
 
 def document(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -394,10 +400,8 @@ def _not_faster(rows: Sequence[dict[str, Any]], medians: np.ndarray) -> list[str
     found = []
     for i, quantized in enumerate(rows):
         for j, other in enumerate(rows):
-            kin = all(
-                row["runtime"] == other["runtime"]
-                and os.path.dirname(row["model"]) == os.path.dirname(other["model"])
-                for row in (quantized, other)
+            kin = quantized["runtime"] == other["runtime"] and (
+                os.path.dirname(quantized["model"]) == os.path.dirname(other["model"])
             )
             if kin and (quantized["precision"], other["precision"]) == ("int8", "fp32"):
                 _, low, high = interval(medians[i] / medians[j])

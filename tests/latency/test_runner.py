@@ -22,8 +22,9 @@ def test_the_file_for_a_board_is_the_runner() -> None:
     assert BY_HAND.read_bytes() == Path(runner.__file__).read_bytes()
 
 
-def test_by_hand_without_ghostedge(tmp_path: Path) -> None:
-    """Copied to a folder, run isolated, beside files named like libraries."""
+def test_by_hand_without_ghostedge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copied to a folder, beside files named like libraries."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     script = shutil.copy(BY_HAND, tmp_path / "bench.py")
     for name in ("profile.py", "numpy.py", "ghostedge.py"):
         (tmp_path / name).write_text("raise SystemExit('a file of this folder was imported')")
