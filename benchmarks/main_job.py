@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ghostedge.latency.timing import machine
+from ghostedge.latency.runner import machine
 
 WEIGHTS = "ghostnetv3-small-1.0x"
 RESULT = Path(__file__).parent / "results" / "main_job.json"

@@ -229,25 +229,76 @@ def _choose_part(data: Data, part: str | None) -> Source:
 @app.command()
 def bench(
     models: Annotated[list[str], typer.Argument(help="Models, bundles or shipped weights.")],
+    on: Annotated[
+        list[str] | None, typer.Option(help="A board's ssh name; repeat it for several.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="What to compare with; by default the first model.")
+    ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of CPU threads, as in 1,2.")] = "1",
+    runtime: Annotated[str | None, typer.Option(help="Of litert,onnxruntime,torch.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Rounds; each times every model once.")] = 200,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .json file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .json, .csv, .md or .html file.")
+    ] = None,
 ) -> None:
-    """Time models side by side on this CPU."""
-    from ghostedge.files import atomic_file
+    """Time models side by side, on this CPU or on boards over ssh."""
+    from ghostedge.latency import results
     from ghostedge.latency.timing import bench as measure
 
     try:
         counts = [int(count) for count in threads.split(",")]
     except ValueError as error:
         raise GhostEdgeError(f"--threads {threads!r} is no list of numbers such as 1,2.") from error
-    result = measure(models, threads=counts, runs=runs)
-    _table(f"{runs} interleaved runs on {result.machine['cpu']}", *result.table())
-    for warning in result.warnings:
-        print(warning)
     if output is not None:
-        with atomic_file(output) as temporary:
-            temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        results.writer(output)
+    found, failures = [], []
+    hosts: list[str | None] = [*on] if on else [None]
+    for host in hosts:
+        try:
+            result = measure(
+                models,
+                on=host,
+                against=against or (),
+                runtimes=None if runtime is None else runtime.split(","),
+                threads=counts,
+                runs=runs,
+                say=lambda line: print(f"- {line}", file=sys.stderr),
+            )
+        except GhostEdgeError as error:
+            failures.append(error)
+            continue
+        except KeyboardInterrupt:
+            print(f"\nStopped; nothing is left on {host or 'this machine'}.", file=sys.stderr)
+            sys.exit(130)
+        found.append(result)
+    if found:
+        for table in results.tables(found):
+            _table(*table)
+        for warning in (line for result in found for line in result["warnings"]):
+            print(warning)
+        if output is not None:
+            results.write(found, output)
+            print(f"Wrote {output}")
+    if failures:
+        raise GhostEdgeError(" ".join(map(str, failures)))
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="JSON files of `ghostedge bench`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .json, .csv, .md or .html file.")
+    ] = None,
+) -> None:
+    """Put results of several models and machines side by side."""
+    from ghostedge.latency import results
+
+    found = [result for file in files for result in results.read(file)]
+    for table in results.tables(found):
+        _table(*table)
+    if output is not None:
+        results.write(found, output)
         print(f"Wrote {output}")
 
 

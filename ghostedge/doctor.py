@@ -8,7 +8,7 @@ import re
 import sys
 
 from ghostedge.checkpoint import shipped
-from ghostedge.latency.timing import machine
+from ghostedge.latency.runner import machine
 
 NEEDED_FOR = {
     "train": "ghostedge train",

@@ -30,7 +30,7 @@ from tests.runtime_fixtures import write_onnx
 
 SIZE = 24
 ARGUMENTS = {"num_classes": 4, "width": 0.1, "branches": 1}
-COMMANDS = "export verify predict eval bench train distill import info list doctor".split()
+COMMANDS = "export verify predict eval bench compare train distill import info list doctor".split()
 
 Refuse = Callable[..., str]
 
@@ -251,7 +251,7 @@ def test_image_size_mismatch(refuse: Refuse, tmp_path: Path, net: Path, picture:
 
 
 # Below a file, and where only the kernel makes folders: root cannot write there either.
-@pytest.mark.parametrize("place", ["picture.png/out", "/proc/ghostedge/out"])
+@pytest.mark.parametrize("place", ["picture.png/out.json", "/proc/ghostedge/out.json"])
 def test_unwritable_output(
     refuse: Refuse, tmp_path: Path, net: Path, picture: Path, place: str
 ) -> None:
@@ -350,6 +350,10 @@ def test_full_disk_of_a_training(tmp_path: Path) -> None:
         ("eval {net} drawn --part val", "drawn has no val part"),
         ("eval {net} drawn --threads 0", "Invalid value for '--threads'"),
         ("predict {net} {net} --top 0", "Invalid value for '--top'"),
+        ("bench {net} --on board", "no model to time: a board runs .tflite and .onnx"),
+        ("bench {net} --output times.pdf", "times.pdf should end in one of .json"),
+        ("bench {net} --runtime tvm", "There is no runtime 'tvm'"),
+        ("compare {net}", "is no result of a bench"),
         ("bench {net} --runs 0", "Invalid value for '--runs'"),
         ("bench {net} --threads one", "--threads 'one' is no list of numbers such as 1,2"),
         ("bench {net} --threads 0", "at least one run and one thread"),
@@ -540,10 +544,13 @@ def test_predict_eval_and_bench(
     with Image.open(tmp_path / "matrix.png") as matrix:
         assert matrix.format == "PNG"
 
-    assert run("bench", net, net, "--runs", 3, "--output", tmp_path / "times.json") == 0
-    assert "3 interleaved runs" in capsys.readouterr().out
-    times = json.loads((tmp_path / "times.json").read_text())
+    assert run("bench", net, net, "--runs", 5, "--output", tmp_path / "times.json") == 0
+    assert "5 interleaved rounds" in capsys.readouterr().out
+    (times,) = json.loads((tmp_path / "times.json").read_text())["results"]
     assert [row["model"] for row in times["rows"]] == [str(net)] * 2
+    file, page = tmp_path / "times.json", tmp_path / "times.html"
+    assert run("compare", file, file, "--output", page) == 0
+    assert "side by side" in capsys.readouterr().out and page.read_text().startswith("<!doctype")
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Path) -> None:

@@ -29,7 +29,7 @@ from ghostedge.bundle import read_manifest
 from ghostedge.convert.audit import kind_of
 from ghostedge.convert.rewrites.flat import Flat, schema
 from ghostedge.data.sources import open_data, split
-from ghostedge.latency.timing import machine
+from ghostedge.latency.runner import machine
 from ghostedge.runtime import Classifier, interpreter
 
 HERE = Path(__file__).parent

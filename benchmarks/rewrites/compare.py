@@ -31,7 +31,8 @@ from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.ranges import observe
 from ghostedge.convert.rewrites import CONVERTED, TFLITE, finish, rewrite
 from ghostedge.data.sources import open_data, split
-from ghostedge.latency.timing import PROTOCOL, bench, machine
+from ghostedge.latency.runner import PROTOCOL, machine
+from ghostedge.latency.timing import bench
 from ghostedge.models import fold
 from ghostedge.runtime import Classifier
 
@@ -116,10 +117,10 @@ def main(weights: str, data: str) -> None:
         for load in range(LOADS):
             # The first one loaded is some 3% slower: it is another one each time.
             start = load * len(order) // LOADS
-            rolled = bench(order[start:] + order[:start], runs=RUNS).rows
+            rolled = bench(order[start:] + order[:start], runs=RUNS)["rows"]
             timed.append([rolled[i - start] for i in range(len(order))])
-        medians = np.array([[row.median for row in rows] for rows in timed])
-        least = np.array([[row.min for row in rows] for rows in timed]).min(0)
+        medians = np.array([[row["median"] for row in rows] for rows in timed])
+        least = np.array([[row["min"] for row in rows] for rows in timed]).min(0)
         expected = Classifier(files["plain", "fp32"])(held_out)
         rows = []
         for index, ((name, precision), file) in enumerate(files.items()):

@@ -30,7 +30,8 @@ from ghostedge.convert import to_int8_onnx, to_onnx
 from ghostedge.convert.rewrites import ORT_INT8
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
-from ghostedge.latency.timing import PROTOCOL, bench, machine
+from ghostedge.latency.runner import PROTOCOL, machine
+from ghostedge.latency.timing import bench
 from ghostedge.models import fold
 from ghostedge.runtime import Classifier
 
@@ -104,8 +105,8 @@ def main(weights: str, data: str) -> None:
         order, timed = list(files.values()), []
         for load in range(LOADS):
             start = load * len(order) // LOADS
-            rows = bench(order[start:] + order[:start], runs=RUNS).rows
-            timed.append([rows[i - start].median for i in range(len(order))])
+            rows = bench(order[start:] + order[:start], runs=RUNS)["rows"]
+            timed.append([rows[i - start]["median"] for i in range(len(order))])
         medians = np.array(timed)
         right = {}
         expected = Classifier(files["fp32"])(held_out.pixels).argmax(1)

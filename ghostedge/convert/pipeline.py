@@ -491,14 +491,13 @@ class _Export:
         from ghostedge.latency.profile import profile
         from ghostedge.latency.timing import bench
 
-        names = [self.folder / name for name in self.plan.artefacts]
-        latency = bench(names, runs=TIMED_RUNS).to_json()
-        for row in latency["rows"]:
-            row["model"] = Path(row["model"]).name
+        latency = bench([self.folder / name for name in self.plan.artefacts], runs=TIMED_RUNS)
         here = f"{self.folder}{os.sep}"  # it goes when the bundle takes its place
+        for row in latency["rows"]:
+            row |= {key: row[key].replace(here, "") for key in ("model", "against")}
         latency["warnings"] = [line.replace(here, "") for line in latency["warnings"]]
         taken_apart = profile(self.folder / self.preferred()).to_json()
-        return {"machine": latency.pop("machine"), "latency": latency, "profile": taken_apart}
+        return {"latency": latency, "profile": taken_apart}
 
     def golden(self) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
         """Return the golden images with every artefact's outputs, and how exact each is expected."""

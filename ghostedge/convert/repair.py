@@ -238,8 +238,8 @@ class Files:
 
 def time_attempts(files: list[Path]) -> dict[str, Any]:
     """Time the files of all attempts side by side: {"unit": "ms", "median": [...]} in their order."""
-    result = bench(files, runs=RUNS)
-    return {"unit": "ms", "median": [round(row.median, 4) for row in result.rows]}
+    rows = bench(files, runs=RUNS)["rows"]
+    return {"unit": "ms", "median": [row["median"] for row in rows]}
 
 
 def _row(variant: Variant, stage: Stage, path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ghostedge.errors import GhostEdgeError, require
-from ghostedge.latency.timing import rounds
+from ghostedge.latency.runner import rounds
 from ghostedge.runtime import interpreter
 
 COPIES = 4

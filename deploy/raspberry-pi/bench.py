@@ -1,0 +1,1 @@
+../../ghostedge/latency/runner.py
