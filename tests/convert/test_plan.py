@@ -128,6 +128,7 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         opset=18,
         calib_samples=10,
         check_samples=20,
+        qat=3,
         seed=5,
         limits=Limits(max_drop=2, min_agreement=0.5, max_kilobytes=10),
     )
@@ -145,6 +146,7 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         opset = 18
         calib_samples = 10
         check_samples = 20
+        qat = 3
         seed = 5
         [limits]
         max_drop = 2
