@@ -6,13 +6,15 @@ import base64
 import io
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ghostedge.bundle import GOLDEN
-from ghostedge.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from ghostedge.evaluate import Evaluation
 
 SETS = ("synthetic", "validation", "test")
 GROUPS = {

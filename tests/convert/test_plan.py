@@ -145,6 +145,7 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         opset=18,
         calib_samples=10,
         check_samples=20,
+        qat=3,
         seed=5,
         camera=128,
         author="Ada",
@@ -167,6 +168,7 @@ def test_a_recipe_may_set_everything(tmp_path: Path) -> None:
         opset = 18
         calib_samples = 10
         check_samples = 20
+        qat = 3
         seed = 5
         camera = 128
         author = "Ada"

@@ -149,8 +149,9 @@ def test_biases_are_corrected_towards_float_means(core: onnx.ModelProto, images:
 
 
 def test_training_brings_int8_nearer_to_float_and_repeats(
-    core: onnx.ModelProto, images: Tensor
+    core: onnx.ModelProto, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tune, "RANGE_RATE", 0.05)  # far to go in few steps
     pixels = drawn_source(4, 12, 6).read(32).pixels
     graph = Graph(core)
     ranges = {n: (4 * a, 4 * b) for n, (a, b) in tune.observe(graph, images).items()}
