@@ -27,7 +27,7 @@ EVERYTHING: dict[str, Any] = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint for the four drawn figures, 32 pixels, with its synthetic images."""
     output = tmp_path_factory.mktemp("run")
-    recipe = Recipe(epochs=8, batch=20, lr=0.05, validation=0.25)
+    recipe = Recipe(epochs=12, batch=20, lr=0.05, label_smoothing=0.0, flip="none", validation=0.25)
     return train("drawn", output, model=f"ghostnetv3-small-{WIDTH}x", recipe=recipe)
 
 

@@ -239,7 +239,7 @@ def _delegated(path: Path) -> tuple[int, dict[str, int]]:
 
 
 def _of_onnx(path: Path) -> tuple[list[Operator], dict[str, int], list[str]]:
-    model, made = run_onnx(path)
+    model, events = run_onnx(path)
     constants = {t.name: t for t in model.graph.initializer}
     tensors = {
         name: (str(onnx.helper.tensor_dtype_to_np_dtype(t.data_type)), list(t.dims))
@@ -251,9 +251,9 @@ def _of_onnx(path: Path) -> tuple[list[Operator], dict[str, int], list[str]]:
         tensors[given.name] = (str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), sides)
     operators: list[Operator] = []
     counted: set[str] = set()
-    for node in model.graph.node:
+    for node, made in zip(model.graph.node, events, strict=True):
         reads, makes = list(filter(None, node.input)), list(filter(None, node.output))
-        tensors.update(zip(makes, made[node.name], strict=True))
+        tensors.update(zip(makes, made, strict=True))
         weights = [name for name in reads if name in constants]
         new = set(weights) - counted
         counted |= new
@@ -288,10 +288,11 @@ def _onnx_macs(node: onnx.NodeProto, tensors: dict[str, Tensor]) -> int:
     return math.prod(weight) * math.prod(output[:-1])
 
 
-def run_onnx(path: Path) -> tuple[onnx.ModelProto, dict[str, list[Tensor]]]:
-    """Return the graph that ONNX Runtime runs, and what each of its nodes makes.
+def run_onnx(path: Path) -> tuple[onnx.ModelProto, list[list[Tensor]]]:
+    """Return the graph that ONNX Runtime runs, and what each of its nodes makes, in their order.
 
-    From ONNX Runtime's profiler, which alone knows the shapes behind its fusions.
+    From ONNX Runtime's profiler, which alone knows the shapes behind its fusions. Nodes that it made
+    itself have no name to find them by: those of a kind are taken in the order that they ran in.
     """
     import onnxruntime
 
@@ -301,14 +302,18 @@ def run_onnx(path: Path) -> tuple[onnx.ModelProto, dict[str, list[Tensor]]]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         events = profiled(path, options, 1)
         optimized = onnx.load(options.optimized_model_filepath)
-    made = {}
+    names = {node.name for node in optimized.graph.node}
+    made: dict[str, list[list[Tensor]]] = collections.defaultdict(list)
     for event in events:
-        made[event["name"].removesuffix(KERNEL)] = [
-            (_ONNX_TYPES.get(kind, kind), shape)
-            for tensor in event["args"]["output_type_shape"]
-            for kind, shape in tensor.items()
-        ]
-    return optimized, made
+        name = event["name"].removesuffix(KERNEL)
+        made[name if name in names else event["args"]["op_name"]].append(
+            [
+                (_ONNX_TYPES.get(kind, kind), shape)
+                for tensor in event["args"]["output_type_shape"]
+                for kind, shape in tensor.items()
+            ]
+        )
+    return optimized, [made[node.name or node.op_type].pop(0) for node in optimized.graph.node]
 
 
 def profiled(path: Path, options: Any, runs: int) -> list[dict[str, Any]]:

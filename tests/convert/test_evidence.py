@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 
 from ghostedge import checkpoint
 from ghostedge.convert.evidence import Evidence, ImageSet, check_pixels, gather
 from ghostedge.convert.plan import make_plan
+from ghostedge.convert.subject import open_subject
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError
-from ghostedge.pixels import PixelContract, span
+from ghostedge.pixels import span
 from tests.export_fixtures import trained
 
 __all__ = ["trained"]
@@ -36,9 +35,8 @@ def folder(root: Path, change: Callable[[np.ndarray], np.ndarray], per_class: in
 
 
 def gathered(net: Path, data: Path | str, **options: object) -> Evidence:
-    card, tensors = checkpoint.read(net)
     plan = make_plan(str(net), None, {"int8": True, "data": str(data), **options})
-    return gather(plan, card, tensors, checkpoint.network(card, tensors, "net"), card.pixels)
+    return gather(plan, open_subject(plan))
 
 
 def test_span_is_of_all_but_the_outermost_pixels() -> None:
@@ -84,12 +82,10 @@ def test_pixels_on_another_scale_are_refused(
         gathered(net, data)
 
 
-class Brightness(nn.Module):
-    """Tells pictures brighter than mid-grey from darker ones."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        mean = images.mean((1, 2, 3))
-        return torch.stack([-mean, mean], 1)
+def brightness(images: np.ndarray) -> np.ndarray:
+    """Tell pictures brighter than mid-grey from darker ones."""
+    mean = images.mean((1, 2, 3)) / 255
+    return np.stack([1 - mean, mean], 1)
 
 
 @pytest.mark.parametrize("wrong", [0.0, 0.3])
@@ -98,12 +94,11 @@ def test_negatives_are_refused(wrong: float) -> None:
     labels = generator.integers(0, 2, 300)
     pictures = generator.integers(0, 128, (300, 24, 24, 3)) + 128 * labels[:, None, None, None]
     labels = np.where(generator.uniform(size=300) < wrong, 1 - labels, labels)
-    pixels = PixelContract(24)
     for images, refused in ((pictures, False), (255 - pictures, True)):
         given = ImageSet(images.astype(np.uint8), labels)
         expected = pytest.raises(GhostEdgeError, match=r"of their negatives: they are inverted")
         with expected if refused else contextlib.nullcontext():
-            check_pixels("data", given, [0, 255], Brightness(), pixels)
+            check_pixels("data", given, [0, 255], brightness)
 
 
 def test_video_levels_are_refused(trained: Path, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_failure_carries_the_table(tmp_path: Path) -> None:
             ["a"],
             iter([Variant("one"), Variant("two")]),
             lambda *_: tmp_path / "file",
-            lambda name, path, variant: stage(name, 3.0),
+            lambda name, path: stage(name, 3.0),
             Limits(),
             lambda line: None,
         )

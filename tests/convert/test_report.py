@@ -107,7 +107,7 @@ def test_both_reports_say_the_same(bundle: Bundle, timings: dict[str, Any]) -> N
         f"{timings['latency']['rows'][0]['median']:.3f}",
         "Not in an XNNPACK partition"[5:],
         "images of the training part of drawn",
-        timings["machine"]["cpu"],
+        timings["latency"]["machine"]["cpu"],
     ):
         assert fact in html and fact in text, fact
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -125,8 +125,9 @@ def test_what_was_tried_is_shown(bundle: Bundle, timings: dict[str, Any], tmp_pa
         {"attempt": "<b>MSE</b>", "kB": 12, "drop": 0.25, "in_float": ["head", "stem"]},
     ]
     manifest = {**bundle.manifest, "attempts": attempts}
-    assert attempts_table(bundle.manifest) is None
-    header, rows = attempts_table(manifest) or ([], [])
+    timings = {key: value for key, value in timings.items() if key != "attempts"}
+    assert attempts_table({**manifest, "attempts": []}, timings) is None
+    header, rows = attempts_table(manifest, timings) or ([], [])
     assert header == ["attempt", "kB", "drop", "in float"]
     assert rows[0] == ["min-max", "12", "1.235", ""]
     (tmp_path / "golden.npz").write_bytes((bundle.path / "golden.npz").read_bytes())

@@ -20,6 +20,7 @@ from torch import nn
 import ghostedge
 from ghostedge.bundle import verify
 from ghostedge.convert import to_onnx
+from ghostedge.convert.evidence import ImageSet
 from ghostedge.convert.plan import make_plan
 from ghostedge.convert.subject import Subject, open_subject
 from ghostedge.errors import GhostEdgeError
@@ -479,14 +480,12 @@ def test_a_wrong_normalisation_is_said(brightness: Path, tmp_path: Path) -> None
         assert "check --mean and --std" in (made.path / report).read_text()
 
 
-def test_wrong_labels_are_said(brightness: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {
-        "format": ["onnx"],
-        "data": str(brightness),
-        "labels": ["light", "dark"],
-    }
-    made = ghostedge.export(Bright(), tmp_path / "out", imgsz=SIZE, mean=[0.5], std=[0.5], **given)
-    (line,) = made.manifest["warnings"]
+def test_wrong_labels_are_said() -> None:
+    given = {"labels": ["light", "dark"], "mean": [0.5], "std": [0.5], "imgsz": SIZE}
+    subject = open_subject(make_plan("Bright", None, given), Bright())
+    pixels = np.repeat(np.uint8([20, 230] * 20), SIZE * SIZE * 3).reshape(-1, SIZE, SIZE, 3)
+    images = ImageSet(pixels, np.array([1, 0] * 20))
+    (line,) = subject.doubts(images, subject.reference(pixels))
     assert "is right on 0.0%" in line and "the order of the labels" in line
 
 

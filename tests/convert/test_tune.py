@@ -179,4 +179,5 @@ def test_the_worst_operations_of_a_hostile_net_are_found(
     graph = Graph(hostile_core)
     order = tune.sensitivity(graph, tune.observe(graph, images), images)
     assert len(order) > 50
-    assert any("last" in name or "head" in name or "classifier" in name for name in order[:3])
+    # What stands between the last convolution, the head and the classifier.
+    assert {"/0/GlobalAveragePool_output_0", "/0/Relu_1_output_0"} <= set(order[:3])

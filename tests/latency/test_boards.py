@@ -288,7 +288,7 @@ def test_ctrl_c(board: Board, model: Path) -> None:
     assert list(board.temporary.iterdir()) == []  # at once: the far end was waited for
 
 
-def test_a_silent_link(board: Board, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_link(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is heard from here any more, but the connection stays open."""
     source = Path(remote.__file__).read_text()
     monkeypatch.setattr(boards, "BEAT", 100)
@@ -299,7 +299,7 @@ def test_a_silent_link(board: Board, model: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         GhostEdgeError, match=r"board ended before there was a result \(exit code 1\)"
     ):
-        bench([model], on=HOST, runs=10_000)
+        bench([write_model(tmp_path / "slow.onnx", 4)], on=HOST, runs=10_000)
 
 
 def test_a_model_that_cannot_run(board: Board, tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def test_the_checkpoint_tells_how_it_was_made(run: Path, drawn_folder: Path) -> 
     assert card.training["recipe"] == dataclasses.asdict(RECIPE)
     source = open_data(drawn_folder).train
     assert source is not None
+    low, high = card.data.pop("pixels")
+    assert 0 <= low < 20 and 235 < high <= 255
     assert card.data == {
         "name": drawn_folder.name,
         "fingerprint": source.fingerprint,
