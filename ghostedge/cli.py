@@ -441,6 +441,52 @@ def distill(
     _run_training("distill", data, output, recipe, settings or [], given, options)
 
 
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="A .toml file, as in benchmarks/studies.")],
+    output: Output = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change every arm, as in epochs=2, or one: ARM.epochs=2."),
+    ] = None,
+    device: Device = "cpu",
+    budget: Annotated[
+        str | None, typer.Option(help="Stop after this time, as in 9h; the same command goes on.")
+    ] = None,
+    download: Download = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Run the arms through Ray, at RAY_ADDRESS.")
+    ] = False,
+) -> None:
+    """Train every arm of a study with every seed; one table. Started again, it continues."""
+    try:
+        from ghostedge.training import study as studies
+    except ImportError as error:
+        from ghostedge.errors import require
+
+        raise require(error.name or "torch", "train") from error
+    output = output or Path("runs") / file.stem
+    try:
+        result = studies.study(
+            file,
+            output,
+            settings=settings or [],
+            device=device,
+            budget=_seconds(budget),
+            download=download,
+            cluster=cluster,
+            say=lambda line: print(f"- {line}", file=sys.stderr),
+        )
+    except KeyboardInterrupt:
+        print(f"\nStopped. The same command continues {output}.", file=sys.stderr)
+        sys.exit(130)
+    _table(str(file), *studies.table(result.rows))
+    for line in studies.caption(result.rows, settings or []):
+        print(line)
+    print(f"Wrote {output / 'results.md'}")
+    studies.require_done(result, output)
+
+
 def _model_name(model: str | None, width: float | None, default: str | None) -> str | None:
     name = model or default
     return name if width is None or name is None else f"{name}-{width}x"

@@ -113,7 +113,7 @@ class Profile(NamedTuple):
     training_parameters: int
     deployed_parameters: int
     macs: int
-    """Multiply-accumulates of the convolutions and linear layers, deployed form, one image."""
+    """Multiply-accumulates of convolutions, linear layers and attention, deployed form, one image."""
 
 
 def profile(net: nn.Module, size: int) -> Profile:
@@ -126,9 +126,16 @@ def profile(net: nn.Module, size: int) -> Profile:
         assert isinstance(module.weight, torch.Tensor)
         macs += output.numel() * module.weight[0].numel()
 
+    def count_attention(module: nn.Module, _: Any, output: tuple[torch.Tensor, Any]) -> None:
+        nonlocal macs
+        tokens, dim = output[0].shape[1:]  # four projections, then scores and their mean of values
+        macs += 4 * tokens * dim**2 + 2 * tokens**2 * dim
+
     for module in deployed.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(count)
+        elif isinstance(module, nn.MultiheadAttention):  # which does not call its linear layers
+            module.register_forward_hook(count_attention)
     with torch.inference_mode():
         deployed(torch.zeros(1, 3, size, size, device="meta"))
 

@@ -39,6 +39,13 @@ def test_macs_grow_with_the_image(size: int, mmacs: int) -> None:
     assert round(profile(create("ghostnetv3-small"), size).macs / 1e6) == mmacs
 
 
+def test_macs_of_attention_are_counted() -> None:
+    # 64 tokens of 256 values through eight layers of four projections, attention and a 4x MLP.
+    layer = 64 * (4 * 256**2 + 2 * 64 * 256 + 2 * 256 * 1024)
+    macs = profile(create("vit-small"), 32).macs
+    assert macs == 8 * layer + 64 * 256 * 3 * 4**2 + 256 * 10
+
+
 def test_single_branch_form_deploys_to_the_same_size() -> None:
     counted = profile(create("ghostnetv3-small", branches=1), 32)
     assert counted.deployed_parameters == 374_174

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostedge import checkpoint, cli
+from ghostedge.convert import Bundle
+from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.models import ARCHITECTURES, parse_name, synthetic
+from ghostedge.training import study as studies
+from ghostedge.training.state import Folder
+from ghostedge.training.study import load, require_done, study, summarize
+
+FILES = Path(__file__).parents[2] / "benchmarks" / "studies"
+TINY = "data = 'drawn:2'\nmodel = 'airbench-0.1x'\nimgsz = 24\nepochs = 1\n"
+
+TEACHERS_OF_THE_PAPER = (
+    "resnet18 resnet50 efficientnetv2-s vgg13-bn densenet161 inception-v3".split()
+)
+
+Results = dict[tuple[str, int], dict[str, Any] | None]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run arms in this process, without what is tested elsewhere and takes longer than they do."""
+    monkeypatch.setattr(studies, "_apart", studies._run)
+    monkeypatch.setattr(synthetic, "STEPS", 1)
+    monkeypatch.setattr(Folder, "draw_curves", lambda *_: True)
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> Path:
+    """Eight images of each class in train/, four in test/."""
+    root = tmp_path_factory.mktemp("few")
+    for part, count in (("train", 8), ("test", 4)):
+        for folder in (drawn_folder / part).iterdir():
+            (root / part / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, root / part / folder.name)
+    return root
+
+
+def toy(file: Path, data: Path, *more: str) -> list[str]:
+    """Return settings that leave of a study's arms all but their size."""
+    settings = [f"data={data}", "imgsz=24", "epochs=1", "batch=32", "seeds=1", "pretrained=false"]
+    for name, arm in load(file, more).items():
+        family, _ = parse_name(arm.model)
+        small = f"{family}-0.1x" if family in ARCHITECTURES else "airbench-0.1x"
+        settings.append(f"{name}.model={small}")
+    return [*settings, *more]
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "study.toml"
+    file.write_text(text)
+    return file
+
+
+def tops(results: Path) -> dict[str, Any]:
+    rows = json.loads((results / "results.json").read_text())["arms"]
+    return {row["arm"]: row for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_the_papers_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
+    file, output = FILES / "paper.toml", tmp_path / "out"
+    settings = toy(file, few_images)
+    result = study(file, output, settings=settings)
+    assert result.states == {} and result.runs == len(result.rows)
+    rows = tops(output)
+    assert all(row["seeds"] == 1 and row["test"] is not None for row in rows.values())
+    chain = checkpoint.read(output / "runs/assistants-1.3x/seed-0/best.safetensors")[0]
+    taught = chain.training["distillation"]
+    assert (taught["temperature"], taught["alpha"]) == (1.0, 0.5) and len(taught["teachers"]) == 1
+    seen = json.loads((output / "results.json").read_text())["runs"]
+    assert taught["teachers"][0]["sha256"] == seen["assistant-resnet18, seed 0"]["sha256"]
+    markdown = (output / "results.md").read_text()
+    assert "| 91.37 |" in markdown and "Not the study as its file has it" in markdown
+    assert (output / "accuracy.png").stat().st_size > 10_000
+    with (output / "results.csv").open(newline="") as table:
+        assert [row["arm"] for row in csv.DictReader(table)] == list(load(file))
+    # All is done: nothing is repeated.
+    before = {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*/*")}
+    assert study(file, output, settings=settings).states == {}
+    assert before == {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*/*")}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_the_future_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
+    file = FILES / "future.toml"
+    result = study(file, tmp_path / "out", settings=toy(file, few_images))
+    assert result.states == {} and {row["seeds"] for row in result.rows} == {1}
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_campaigns_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
+    teacher = write(tmp_path, f"[defaults]\n{TINY}[arms.teacher]\ndata = '{few_images}'\n")
+    study(teacher, tmp_path / "teacher")
+    best = tmp_path / "teacher/runs/teacher/seed-0/best.safetensors"
+    given = f"kd.teachers=['{best}']"
+    settings = [*toy(FILES / "kd.toml", few_images, given), "seeds=2"]
+    result = study(FILES / "kd.toml", tmp_path / "out", settings=settings)
+    row = result.rows[1]
+    assert row["arm"] == "kd" and row["seeds"] == 2 and row["gain_95"] is not None
+
+
+def test_the_papers_rows_are_all_there() -> None:
+    arms = load(FILES / "paper.toml")
+    published = sorted(arm.published for arm in arms.values() if arm.published is not None)
+    assert published == sorted(
+        [91.37, 92.35, 92.63, 93.23, 93.26, 93.94, 93.61, 91.23, 93.65, 97.90]  # nets
+        + [91.10, 91.21, 91.19, 93.58, 92.16, 90.60, 91.85, 92.50, 90.83, 93.28]  # distilled
+    )
+    for arm in arms.values():
+        assert arm.data == "cifar10" and arm.branches == 3 and arm.recipe.lr == 0.01
+    widths = {arm.model: parse_name(arm.model)[1] for arm in arms.values() if not arm.teachers}
+    for width in ARCHITECTURES["ghostnetv3-small"].widths:
+        assert widths.pop(f"ghostnetv3-small-{width}x") == width
+    assert sorted(widths) == sorted(["ghostnetv3", *TEACHERS_OF_THE_PAPER])
+    assert arms["kd-1.0x-resnet50"].alpha == 0.1 and arms["kd-1.0x-resnet50"].temperature == 4
+
+
+def test_the_future_has_all_that_the_paper_names() -> None:
+    arms = load(FILES / "future.toml").values()
+    assert {arm.strategy for arm in arms} == {"kd", "amtml", "dgkd"}
+    assert {arm.data for arm in arms} == {"cifar10", "cifar100", "svhn"}
+    assert all(arm.recipe.flip == "none" for arm in arms if arm.data == "svhn")
+    assert all(len(arm.teachers) > 1 for arm in arms if arm.strategy == "amtml")
+
+
+def test_students_share_their_teachers(tmp_path: Path) -> None:
+    text = "[arms.a]\nteachers = ['t', 'once']\nseeds = 2\n[arms.t]\nseeds = 2\n[arms.once]\n"
+    jobs = studies._jobs(load(write(tmp_path, f"[defaults]\n{TINY}{text}")), tmp_path)
+    assert sorted(jobs) == [("a", 0), ("a", 1), ("once", 0), ("t", 0), ("t", 1)]
+    order = list(jobs)
+    for key, job in jobs.items():
+        assert all(order.index(need) < order.index(key) for need in job.needs)
+    assert jobs["a", 1].needs == (("t", 1), ("once", 0))
+    assert jobs["a", 1].teachers == (
+        str(tmp_path / "runs/t/seed-1/best.safetensors"),
+        str(tmp_path / "runs/once/seed-0/best.safetensors"),
+    )
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_run_takes_only_its_students_along(
+    tmp_path: Path,
+    few_images: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = f"[defaults]\n{TINY}data = '{few_images}'\n".replace("data = 'drawn:2'\n", "")
+    text += "[arms.bad]\nlr = 1000\nclip = 0\nepochs = 9\n[arms.student]\nteachers = ['bad']\n"
+    file = write(tmp_path, text + "[arms.good]\n")
+    command = ["ghostedge", "study", str(file), "-o", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*command, "--set", "bad.weight_decay=1e30"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert "1 of 3 runs failed, the first, bad, seed 0: The training diverged" in printed.err
+    assert "Not run: bad, student." in printed.out and "good" in printed.out
+    rows = tops(tmp_path / "out")
+    assert rows["good"]["seeds"] == 1 and rows["bad"]["validation"] is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_budget(tmp_path: Path, few_images: Path) -> None:
+    file = write(tmp_path, f"[defaults]\n{TINY}[arms.a]\n[arms.b]\n")
+    settings = [f"data={few_images}", "epochs=3", "batch=8"]
+    output = tmp_path / "out"
+    result = study(file, output, settings=settings, budget=1e-6)
+    assert {state for state, _ in result.states.values()} == {"paused"}
+    with pytest.raises(Paused, match="2 of 2 runs to go"):
+        require_done(result, output)
+    result = study(file, output, settings=settings)
+    require_done(result, output)
+    with pytest.raises(GhostEdgeError, match=r"a.seed-0 was run with epochs = 3, not 2"):
+        study(file, output, settings=[*settings, "epochs=2"])
+    study(file, output, settings=[*settings, "a.published=50", "a.against=b"])
+
+
+@pytest.mark.slow
+def test_a_killed_study_leaves_no_process_and_continues(
+    tmp_path: Path, few_images: Path, quick: None
+) -> None:
+    file = write(tmp_path, f"[defaults]\n{TINY}[arms.first]\n[arms.second]\nepochs = 3000\n")
+    output = tmp_path / "out"
+    data = f"data={few_images}"
+    command = [sys.executable, "-m", "ghostedge.cli", "study", str(file), "-o", str(output)]
+    running = subprocess.Popen([*command, "--set", data], stderr=subprocess.DEVNULL)
+    state = output / "runs/second/seed-0/state.pt"
+    try:
+        deadline = time.monotonic() + 120
+        while not state.exists():
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        (tasks,) = Path(f"/proc/{running.pid}/task").glob(f"{running.pid}/children")
+        children = [int(pid) for pid in tasks.read_text().split()]
+        assert children
+    finally:
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    while any(_runs(pid) for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    first = output / "runs/first/seed-0/result.json"
+    stamp, epochs = first.stat().st_mtime_ns, len(_log(state.parent))
+    assert 0 < epochs < 3000
+    result = study(file, output, settings=[data], budget=2)
+    assert result.states.keys() == {"second, seed 0"}
+    assert first.stat().st_mtime_ns == stamp
+    assert len(_log(state.parent)) > epochs
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _log(folder: Path) -> list[str]:
+    return (folder / "log.csv").read_text().splitlines()[1:]
+
+
+class Crash:
+    """What ends the process that it is sent to."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (7,)
+
+
+@pytest.mark.slow
+def test_a_crashed_process_is_a_failed_run() -> None:
+    job: Any = Crash()
+    assert studies._apart(job, None, "cpu") == ("failed", "as its process ended with code 7")
+
+
+def results(**tops: list[float]) -> Results:
+    def run(top1: float) -> dict[str, Any]:
+        accuracy = {"validation": {"top1": top1 + 1}, "test": {"top1": top1}}
+        return {"accuracy": accuracy, "seconds": 60, "deployed_parameters": 10, "macs": 2e6}
+
+    return {
+        (name, seed): None if top1 < 0 else run(top1) | {"network": name, "size": 32, "classes": 4}
+        | {"arm": {"post_norm": False}}
+        for name, values in tops.items()
+        for seed, top1 in enumerate(values)
+    }  # fmt: skip
+
+
+def test_means_spreads_and_intervals(tmp_path: Path) -> None:
+    text = f"[defaults]\n{TINY}seeds = 4\n[arms.a]\n[arms.b]\nagainst = 'a'\n[arms.c]\n"
+    arms = load(write(tmp_path, text))
+    found = results(a=[80, 82, 81, -1], b=[81, 84, 82.5, 90], c=[-1] * 4)
+    a, b, c = summarize(arms, found, {"b-32px-4": 0.25})
+    assert (a["test"], a["test_sd"], a["seeds"]) == (81, 1, 3)
+    assert a["validation"] == 82 and a["gain"] is None and a["hours"] == 0.05
+    assert b["test_sd"] == pytest.approx(statistics.stdev([81, 84, 82.5, 90]))
+    # Only seeds that both have; 4.303 is Student's t for three values.
+    assert b["gain"] == pytest.approx(1.5)
+    assert b["gain_95"] == pytest.approx(4.303 * 0.5 / 3**0.5)
+    assert (b["mmacs"], b["parameters"], b["int8_ms"]) == (2.0, 10, 0.25)
+    assert c["seeds"] == 0 and c["test"] is None
+    heading, cells = studies.table([a, b, c])
+    assert "published" not in heading and "int8 ms" in heading
+    lines = [dict(zip(heading, line, strict=True)) for line in cells]
+    assert lines[0]["test"] == "81.00 ± 1.00" and lines[0]["seeds"] == "3 of 4"
+    assert lines[1]["gain"] == "+1.50 ± 1.24 on a" and lines[2]["validation"] == "not run"
+    assert "Not run: c." in studies.caption([a, b, c])
+    assert studies.draw([a, b, c], tmp_path / "accuracy.png")
+
+
+@pytest.mark.slow
+def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
+    arm = load(write(tmp_path, f"[defaults]\n{TINY}[arms.a]\nmodel='ghostnetv3'\nlatency=true\n"))
+    jobs = studies._jobs({"a": arm["a"], "b": arm["a"]}, tmp_path)
+    found = results(a=[80], b=[81])
+    for run in found.values():
+        assert run is not None
+        run["network"] = "net"  # the same in both
+    shutil.copytree(bundle.path, tmp_path / "int8/net-32px-4")
+    latencies = studies._latencies(jobs, found, tmp_path)
+    assert latencies.keys() == {"net-32px-4"} and 0 < latencies["net-32px-4"] < 1000
+    shutil.rmtree(tmp_path / "int8")
+    assert studies._latencies(jobs, found, tmp_path) == latencies
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arms = 3", "has no arms"),
+        ("[arm.a]", r"no 'arm', only \[defaults\] and \[arms.NAME\]. Did you mean arms"),
+        ("[arms]\na = 3", "'a' is no arm"),
+        ("[arms.'../a']", "'../a' is no arm"),
+        ("[arms.a]\nmodel = 'resnet50'", "arm 'a': data is missing"),
+        ("[arms.a]\nteacher = 'b'", "arm 'a': it has a field 'teacher'.*Did you mean teachers"),
+        ("[arms.a]\nseed = 3", "arm 'a': it has a field 'seed'.*Did you mean seeds"),
+        ("[arms.a]\nepochs = 'many'", "arm 'a': epochs is a int, which 'many' is not"),
+        ("[arms.a]\nlr = -1", "arm 'a': epochs must be .* lr above 0"),
+        ("[arms.a]\nseeds = 0", "arm 'a': seeds is the number of runs"),
+        ("[arms.a]\nseeds = true", "arm 'a': seeds must be a whole number"),
+        ("[arms.a]\nteachers = 'b'", "arm 'a': teachers must be a list of texts"),
+        ("[arms.a]\nteachers = [3]", "arm 'a': teachers must be a list of texts"),
+        ("[arms.a]\nalpha = 'x'", "arm 'a': alpha must be a number"),
+        ("[arms.a]\nalpha = 3", "arm 'a': alpha is a share"),
+        ("[arms.a]\nlatency = 1", "arm 'a': latency must be true or false"),
+        ("[arms.a]\nmodel = 'resnet5'", "arm 'a': model: .*'resnet5'.*Did you mean resnet50"),
+        ("[arms.a]\nstrategy = 'dgk'", "arm 'a': There is no strategy 'dgk'. Did you mean dgkd"),
+        ("[arms.a]\nrecipe = 'papr'", "arm 'a': papr is no training recipe"),
+        ("[arms.a]\nmodel = 'resnet18'\nlatency = true", "arm 'a': latency is of what is deployed"),
+        ("[arms.a]\nmixup = 0.2", "arm 'a': mixup is for distillation only"),
+        ("[arms.net]\n[arms.a]\nteachers = ['nett']", "teachers names 'nett'.*Did you mean net"),
+        ("[arms.net]\n[arms.a]\nagainst = 'nett'", "against names 'nett'.*Did you mean net"),
+        ("[arms.a]\nteachers = ['b']\n[arms.b]\nteachers = ['a']", "come back to itself"),
+        ("[arms.a", "is no study"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
+    defaults = "" if "missing" in said else "[defaults]\ndata = 'drawn'\n"
+    with pytest.raises(GhostEdgeError, match=said) as caught:
+        load(write(tmp_path, text if text.startswith("arms") else defaults + text))
+    assert str(caught.value).startswith(str(tmp_path / "study.toml"))
+
+
+def test_settings(tmp_path: Path) -> None:
+    file = write(tmp_path, "[defaults]\ndata = 'drawn'\n[arms.'a-1.0x']\n[arms.b]\nepochs = 9\n")
+    arms = load(file, ["epochs=2", "a-1.0x.lr=0.5", "b.teachers=['a-1.0x']", "data=cifar10"])
+    assert [arm.recipe.epochs for arm in arms.values()] == [2, 2]
+    assert [arm.recipe.lr for arm in arms.values()] == [0.5, None]
+    assert arms["b"].teachers == ["a-1.0x"] and arms["b"].data == "cifar10"
+    for text in ("epochs", "c.epochs=3", "=", "b.=3"):
+        with pytest.raises(GhostEdgeError):
+            load(file, [text])
+
+
+def test_data_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
+    file = write(tmp_path, f"[defaults]\n{TINY}[arms.a]\n[arms.b]\ndata = 'nowhere'\n")
+    with pytest.raises(GhostEdgeError, match="no folder nowhere"):
+        study(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(GhostEdgeError, match=r"pip install 'ghostedge\[cluster\]'"):
+        study(write(tmp_path, f"[arms.a]\n{TINY}"), tmp_path / "out", cluster=True)
