@@ -146,6 +146,7 @@ def study(
 
     Raises GhostEdgeError for a bad file, data that are missing, or an output of another study.
     """
+    # By the clock, which a cluster's machines share.
     deadline = None if budget is None else time.time() + budget
     arms = load(file, settings)
     if any(arm.latency for arm in arms.values()) and not importlib.util.find_spec("onnx2tf"):

@@ -36,7 +36,7 @@ Results = dict[tuple[str, int], dict[str, Any] | None]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run arms in this process, without what is tested elsewhere and takes longer than they do."""
     monkeypatch.setattr(studies, "_apart", studies._run)
-    monkeypatch.setattr(synthetic, "STEPS", 1)
+    monkeypatch.setattr(synthetic, "STEPS", 0)
     monkeypatch.setattr(Folder, "draw_curves", lambda *_: True)
 
 
@@ -73,7 +73,6 @@ def tops(results: Path) -> dict[str, Any]:
     return {row["arm"]: row for row in rows}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_papers_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     file, output = FILES / "paper.toml", tmp_path / "out"
@@ -98,7 +97,6 @@ def test_the_papers_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*/*")}
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_future_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     file = FILES / "future.toml"
@@ -194,7 +192,6 @@ def test_a_budget(tmp_path: Path, few_images: Path) -> None:
     study(file, output, settings=[*settings, "a.published=50", "a.against=b"])
 
 
-@pytest.mark.slow
 def test_a_killed_study_leaves_no_process_and_continues(
     tmp_path: Path, few_images: Path, quick: None
 ) -> None:
@@ -246,7 +243,6 @@ class Crash:
         return os._exit, (7,)
 
 
-@pytest.mark.slow
 def test_a_crashed_process_is_a_failed_run() -> None:
     job: Any = Crash()
     assert studies._apart(job, None, "cpu") == ("failed", "as its process ended with code 7")
@@ -287,7 +283,6 @@ def test_means_spreads_and_intervals(tmp_path: Path) -> None:
     assert studies.draw([a, b, c], tmp_path / "accuracy.png")
 
 
-@pytest.mark.slow
 def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
     arm = load(write(tmp_path, f"[defaults]\n{TINY}[arms.a]\nmodel='ghostnetv3'\nlatency=true\n"))
     jobs = studies._jobs({"a": arm["a"], "b": arm["a"]}, tmp_path)
