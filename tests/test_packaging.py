@@ -88,6 +88,11 @@ def test_the_wheel_carries_everything_it_reads(wheel: Path) -> None:
         for file in package.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     } | {f"ghostedge/recipes/{file.name}" for file in (ROOT / "export").glob("*.toml")}
+    expected |= {
+        f"ghostedge/deploy/templates/{file.relative_to(ROOT / 'deploy').as_posix()}"
+        for file in (ROOT / "deploy").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (about,) = (archive.read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
