@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
+from PIL import Image
 
-from ghostedge.bundle import SEAL, write_manifest
+from ghostedge.bundle import SEAL, read_labels, write_manifest
 from ghostedge.convert import Bundle
+from ghostedge.data.drawn import drawn_set
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
 from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.runtime import Classifier
 from tests.test_cli import contents, run
 
+TRITON = Path(__file__).parents[1] / ".venv-triton/bin/python"
 MODEL = "models/classifier/1/model.onnx"
 
 
@@ -147,3 +156,64 @@ def test_refused(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     for call in (lambda: deploy("server", bundle, folder), lambda: verify_deployed(folder)):
         with pytest.raises(GhostEdgeError, match=r"deploy\.json is damaged"):
             call()
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deploy("server", bundle, tmp_path_factory.mktemp("deployed") / "server")
+
+
+def code(page: Path, language: str) -> list[str]:
+    """The blocks of a language in a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_servers_page_classifies(
+    bundle: Bundle, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = drawn_set(4, 1, seed=3, size=80).pixels[2]
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    monkeypatch.chdir(server)
+    page: dict[str, Any] = {}
+    snippet, _ = code(server / "README.md", "python")
+    exec(snippet, page)
+    found = page["classify"](page["pixels"](tmp_path / "photo.png")[None])[0]
+    model = Classifier(bundle.path / "model.onnx")
+    (((label, share),),) = model.predict([tmp_path / "photo.png"], top=1)
+    assert page["labels"][found.argmax()] == label
+    assert found.max() == pytest.approx(share, abs=1e-5)
+    # What the page warns of fails its own check.
+    wrong = snippet.replace("np.float32)", "np.float32) / 255")
+    assert wrong != snippet
+    with pytest.raises(AssertionError):
+        exec(wrong, {})
+
+
+@pytest.mark.skipif(not TRITON.exists(), reason="no .venv-triton: `make test` makes it")
+def test_tritons_schema_reads_what_onnx_runtime_loads(server: Path) -> None:
+    folder = server / "models" / "classifier"
+    command = [TRITON, Path(__file__).with_name("triton_client.py"), folder / "config.pbtxt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)
+    assert config["name"] == folder.name and config["backend"] == "onnxruntime"
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    for said, found in (
+        (config["input"], session.get_inputs()),
+        (config["output"], session.get_outputs()),
+    ):
+        ((said,), (found,)) = said, found
+        assert said["name"] == found.name
+        assert (said["data_type"], found.type) == ("TYPE_FP32", "tensor(float)")
+        assert [int(size) for size in said["dims"]] == found.shape[1:]
+        assert isinstance(found.shape[0], str), "the batch axis is free"
+    assert config["output"][0]["label_filename"] == "labels.txt"
+    labels = read_labels(folder / "labels.txt")
+    for batch in (1, int(config["max_batch_size"])):
+        given = np.zeros((batch, *map(int, config["input"][0]["dims"])), np.float32)
+        (scores,) = session.run(None, {config["input"][0]["name"]: given})
+        assert scores.shape == (batch, len(labels))
+    wrong = (folder / "config.pbtxt").read_text().replace("TYPE_FP32", "TYPE_FLOAT", 1)
+    (server / "wrong.pbtxt").write_text(wrong)
+    done = subprocess.run([*command[:2], server / "wrong.pbtxt"], capture_output=True, text=True)
+    assert "TYPE_FLOAT" in done.stderr
