@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import pytest
 from PIL import Image
 
 from ghostedge.bundle import SEAL, read_labels, write_manifest
-from ghostedge.convert import Bundle
+from ghostedge.convert import Bundle, metadata
 from ghostedge.data.drawn import drawn_set
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
 from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.files import sha256
+from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
+from tests.runtime_fixtures import tflite
 from tests.test_cli import contents, run
 
 TRITON = Path(__file__).parents[1] / ".venv-triton/bin/python"
@@ -156,6 +160,196 @@ def test_refused(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     for call in (lambda: deploy("server", bundle, folder), lambda: verify_deployed(folder)):
         with pytest.raises(GhostEdgeError, match=r"deploy\.json is damaged"):
             call()
+
+
+@pytest.fixture(scope="session")
+def app(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deploy("app", bundle, tmp_path_factory.mktemp("deployed") / "app")
+
+
+class Golden:
+    """The golden pictures of a deployed app, and what its models must say of them."""
+
+    def __init__(self, app: Path) -> None:
+        said = json.loads((app / "golden" / "golden.json").read_text())
+        self.tolerance = said["tolerance"]
+        self.pictures, self.scores = {}, {}
+        for kind in ("images", "frames"):
+            files = [Image.open(app / "golden" / entry["file"]) for entry in said[kind]]
+            self.pictures[kind] = np.stack([np.array(file) for file in files])
+            self.scores[kind] = np.array([entry["scores"] for entry in said[kind]])
+        self.plain = Classifier(app / "assets" / "model_int8.tflite")
+        self.camera = Classifier(app / "assets" / "model_int8_camera.tflite")
+
+    def wrong(self, kind: str, found: np.ndarray) -> float:
+        """The share of pictures of which any score is off."""
+        apart = np.abs(found - self.scores[kind])
+        return float((apart.max(1) > self.tolerance).mean())
+
+
+@pytest.fixture(scope="session")
+def golden(app: Path) -> Golden:
+    return Golden(app)
+
+
+def test_the_models_give_the_golden_scores(bundle: Bundle, app: Path, golden: Golden) -> None:
+    images, frames = golden.pictures["images"], golden.pictures["frames"]
+    assert golden.wrong("images", golden.plain(images)) == 0
+    assert golden.wrong("images", golden.camera(images.repeat(3, 1).repeat(3, 2))) == 0
+    side = golden.camera.size
+    start = (frames.shape[2] - side) // 2
+    assert frames.shape[1] == side < frames.shape[2]
+    assert golden.wrong("frames", golden.camera(frames[:, :, start : start + side])) == 0
+    said = json.loads((app / "golden" / "golden.json").read_text())
+    for entry in said["images"] + said["frames"]:
+        assert entry["label"] == bundle.manifest["labels"][entry["top1"]]
+        assert entry["top1"] == int(np.argmax(entry["scores"]))
+    contract = json.loads((app / "assets" / "contract.json").read_text())
+    assert contract["labels"] == read_labels(app / "assets" / "labels.txt")
+    assert contract["models"]["model_int8_camera.tflite"]["size"] == side
+    with np.load(bundle.path / "golden.npz") as file:
+        own = {picture.tobytes() for picture in file["images"]}
+    assert {picture.tobytes() for picture in images} <= own
+
+
+# As the table in the app's README has them.
+MISTAKES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "BGR": lambda x: x[..., ::-1],
+    "divided by 255": lambda x: x / 255,
+    "a mean subtracted": lambda x: (x - 127.5) / 127.5,
+    "minus 128": lambda x: x ^ 128,
+    "planes": lambda x: x.transpose(0, 3, 1, 2).reshape(x.shape),
+    "on its side": lambda x: np.rot90(x, 1, (1, 2)),
+    "upside down": lambda x: x[:, ::-1, ::-1],
+    "mirrored": lambda x: x[:, :, ::-1],
+    "video levels": lambda x: 16 + x * (219 / 255),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_golden_images_find_each_mistake(golden: Golden, mistake: str) -> None:
+    changed = MISTAKES[mistake](golden.pictures["images"])
+    found = golden.plain(np.ascontiguousarray(np.clip(changed, 0, 255).astype(np.uint8)))
+    assert golden.wrong("images", found) >= 0.5
+
+
+def test_golden_frames_find_wrong_cuts_and_resizes(golden: Golden) -> None:
+    frames, side = golden.pictures["frames"], golden.camera.size
+    squeezed = [np.array(Image.fromarray(frame).resize((side, side))) for frame in frames]
+    assert golden.wrong("frames", golden.camera(np.stack(squeezed))) == 1
+    assert golden.wrong("frames", golden.camera(frames[:, :, :side])) == 1
+    start, step = (frames.shape[2] - side) // 2, side // golden.plain.size
+    skipped = frames[:, step // 2 :: step, start + step // 2 : start + side : step]
+    assert golden.wrong("frames", golden.plain(np.ascontiguousarray(skipped))) == 1
+
+
+def test_the_pages_pixel_arithmetic_gives_the_golden_scores(app: Path, golden: Golden) -> None:
+    """Each page's own numbers, on the platform's pixel format made of the golden images."""
+    images = golden.pictures["images"]
+    red, green, blue = (images[..., i].astype(np.int64) for i in range(3))
+    # Android's Bitmap.getPixels: one integer a pixel, alpha first.
+    (kotlin,) = (b for b in code(app / "android.md", "kotlin") if "getPixels" in b)
+    shifts = [int(n) for n in re.findall(r"input\.put\(\(pixel shr (\d+)\)\.toByte\(\)\)", kotlin)]
+    packed = (255 << 24) | (red << 16) | (green << 8) | blue
+    read = np.stack([packed >> shift & 255 for shift in shifts], -1).astype(np.uint8)
+    assert golden.wrong("images", golden.plain(read)) == 0
+    assert "and 0xFF) / 256f" in kotlin
+    # iOS: bytes in the order B, G, R, A.
+    (swift,) = (b for b in code(app / "ios.md", "swift") if "vImageScale" in b)
+    offsets = [int(n) for n in re.findall(r"input\.append\(small\[i \+ (\d)\]\)", swift)]
+    bgra = np.stack([blue, green, red, np.full_like(red, 255)], -1).astype(np.uint8)
+    assert golden.wrong("images", golden.plain(bgra[..., offsets])) == 0
+    assert "Float($0) / 256" in swift
+    # Flutter on Android: YCbCr as JFIF defines it; rounding it costs a step or two of a pixel.
+    (dart,) = (b for b in code(app / "flutter.md", "dart") if "setPixelRgb" in b)
+    formulas = dict(re.findall(r"final ([rgb]) = (y .*);", dart))
+    y = np.round(0.299 * red + 0.587 * green + 0.114 * blue)
+    cb = np.round(-0.168736 * red - 0.331264 * green + 0.5 * blue)
+    cr = np.round(0.5 * red - 0.418688 * green - 0.081312 * blue)
+    values = [eval(formulas[name], {"y": y, "cb": cb, "cr": cr}) for name in "rgb"]
+    read = np.clip(np.round(np.stack(values, -1)), 0, 255).astype(np.uint8)
+    assert np.abs(read.astype(int) - images).max() <= 2
+    found = golden.plain(read)
+    assert (found.argmax(1) == golden.scores["images"].argmax(1)).all()
+    assert np.abs(found - golden.scores["images"]).max() < 0.1
+    assert "step / 256" in dart
+    # React Native: the golden test's own bytes, as its page writes them.
+    (python,) = code(app / "react-native.md", "python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(app)
+        exec(python, {})
+    pixels = app / "golden" / "pixels.json"
+    entries = json.loads(pixels.read_text())["images"]
+    pixels.unlink()
+    read = np.array([entry["pixels"] for entry in entries], np.uint8).reshape(images.shape)
+    np.testing.assert_array_equal(read, images)
+
+
+GRAMMARS = {
+    "kotlin": ("tree_sitter_kotlin", "language"),
+    "swift": ("tree_sitter_swift", "language"),
+    "dart": ("tree_sitter_dart", "language"),
+    "tsx": ("tree_sitter_typescript", "language_tsx"),
+    "ts": ("tree_sitter_typescript", "language_typescript"),
+}
+
+
+@pytest.mark.parametrize("language", GRAMMARS)
+def test_a_real_parser_reads_the_pages(app: Path, language: str) -> None:
+    module, function = GRAMMARS[language]
+    tree_sitter = pytest.importorskip("tree_sitter")
+    grammar = tree_sitter.Language(getattr(pytest.importorskip(module), function)())
+    parser = tree_sitter.Parser(grammar)
+    blocks = [block for page in sorted(app.glob("*.md")) for block in code(page, language)]
+    assert blocks
+    for block in blocks:
+        assert not parser.parse(block.encode()).root_node.has_error, block
+        # And it would have noticed: without the last bracket it is no program.
+        cut = block.rstrip().rstrip(")}") if block.rstrip()[-1] in ")}" else f"{block}("
+        assert parser.parse(cut.encode()).root_node.has_error, cut
+
+
+def test_every_file_that_the_pages_name_is_there(app: Path) -> None:
+    files = {file.name for file in app.rglob("*")} | {"pixels.json"}  # the page says how to make it
+    named = set()
+    for page in app.glob("*.md"):
+        text = page.read_text().replace("import org.json", "")
+        named |= set(re.findall(r"[\w-]+\.(?:tflite|txt|json|png|md)\b", text))
+        named |= {f"{name}.tflite" for name in re.findall(r"model: String = \"(\w+)\"\)", text)}
+        named |= {".".join(n) for n in re.findall(r"Resource: \"(\w+)\", with\w+: \"(\w+)\"", text)}
+    assert {"model_int8.tflite", "model_int8_camera.tflite", "labels.txt", "golden.json"} <= named
+    assert named <= files, named - files
+
+
+def changed_manifest(copy: Path, name: str, **entry: Any) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["artefacts"][name] |= entry
+    write_manifest(copy, manifest)
+
+
+def test_app_refuses_what_a_phone_would_get_wrong(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model_int8.tflite"
+    entry = json.loads((copy / "manifest.json").read_text())["artefacts"][name]["input"]
+    changed_manifest(copy, name, input={**entry, "dtype": "int8"})
+    with pytest.raises(GhostEdgeError, match=r"refuse int8.*takes int8: export it again with"):
+        deploy("app", copy, tmp_path / "out")
+    changed_manifest(copy, name, input={**entry, "shape": [4, *entry["shape"][1:]]})
+    with pytest.raises(GhostEdgeError, match=r"one image at a time.*--batch 1"):
+        deploy("app", copy, tmp_path / "out")
+    changed_manifest(copy, name, input=entry)
+    deploy("app", copy, tmp_path / "right")
+    # A model whose metadata ask for a normalisation: MediaPipe would apply it to a float model.
+    options = metadata._table("NormalizationOptions", mean=[127.5], std=[127.5])
+    unit = metadata._table("ProcessUnit", options_type=1, options=options)
+    monkeypatch.setattr(metadata, "_unchanged", lambda: [unit])
+    facts = metadata.Facts("n", "v", "a", None, ["a", "b", "c", "d"], PixelContract(32))
+    (copy / name).write_bytes(metadata.into_tflite(tflite("float32"), facts, "Measured."))
+    changed_manifest(copy, name, sha256=sha256(copy / name))
+    with pytest.raises(GhostEdgeError, match=r"mean \[127\.5\] and std \[127\.5\].*raw pixels"):
+        deploy("app", copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="session")
