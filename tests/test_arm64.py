@@ -24,7 +24,6 @@ CASES = [
     ("model_int8.tflite", "cortex-a76"),
     ("model_fp32.tflite", "cortex-a72"),
 ]
-pytestmark = pytest.mark.slow
 
 
 def load(name: str) -> ModuleType:

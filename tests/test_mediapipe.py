@@ -23,7 +23,6 @@ CLIENT = Path(__file__).with_name("mediapipe_client.py")
 PLAIN, CAMERA = "model_int8.tflite", "model_int8_camera.tflite"
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(
         not PYTHON.exists(), reason="no .venv-mediapipe: `make test` makes it, with mediapipe in it"
     ),

@@ -18,8 +18,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip")
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: str | Path, cwd: Path) -> str:
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
