@@ -23,6 +23,7 @@ from ghostedge.convert import Bundle, metadata
 from ghostedge.data.drawn import drawn_set
 from ghostedge.data.images import fit
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
+from ghostedge.deploy.target import Need
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import sha256
 from ghostedge.pixels import PixelContract
@@ -140,18 +141,33 @@ def test_verify_compares_with_the_bundle(
     assert run("verify", moved, "--bundle", moved) == 2
 
 
+@pytest.mark.parametrize(("target", "need"), [(t, n) for t in TARGETS for n in TARGETS[t].needs])
+def test_the_flags_that_make_what_is_missing_do_so(
+    copy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    need: Need,
+) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["artefacts"][need.artefact]
+    expected = manifest["golden"]["expected"]
+    manifest["golden"]["expected"] = [e for e in expected if e["artefact"] != need.artefact]
+    (copy / need.artefact).unlink()
+    write_manifest(copy, manifest)
+    assert run("deploy", target, copy, "-o", tmp_path / "out") == 2
+    said = re.search(
+        rf"{target} needs {need.artefact}, which .* lacks: export it again with (.*)\.\n",
+        capsys.readouterr().err,
+    )
+    assert said and not (tmp_path / "out").exists()
+    assert run("export", "ghostnetv3-small-1.0x", *said[1].split(), "--dry-run") == 0
+    assert re.search(rf"^write .*\b{need.artefact}\b", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_refused(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     with pytest.raises(GhostEdgeError, match=r"no target 'servers'.* Did you mean server"):
         deploy("servers", bundle)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    del manifest["artefacts"]["model.onnx"]
-    manifest["golden"]["expected"] = [
-        entry for entry in manifest["golden"]["expected"] if entry["artefact"] != "model.onnx"
-    ]
-    (copy / "model.onnx").unlink()
-    write_manifest(copy, manifest)
-    with pytest.raises(GhostEdgeError, match=r"server needs model\.onnx.* --recipe server"):
-        deploy("server", copy, tmp_path / "out")
     (copy / "labels.txt").write_text("a\n")
     with pytest.raises(CheckFailed, match=r"labels\.txt"):
         deploy("server", copy, tmp_path / "out")
