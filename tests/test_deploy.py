@@ -311,6 +311,7 @@ GRAMMARS = {
     "dart": ("tree_sitter_dart", "language"),
     "tsx": ("tree_sitter_typescript", "language_tsx"),
     "ts": ("tree_sitter_typescript", "language_typescript"),
+    "js": ("tree_sitter_typescript", "language_tsx"),
 }
 
 
