@@ -9,7 +9,7 @@ demo: .venv/demo
 	.venv/bin/ghostedge bench demo
 
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
-test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2
+test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .venv-triton/2.73.0
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
@@ -43,4 +43,10 @@ SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; n
 .venv-mediapipe/%: | .venv/bin/python
 	.venv/bin/python -m venv --clear .venv-mediapipe
 	.venv-mediapipe/bin/python -m pip install mediapipe==$*
+	@touch $@
+
+# Triton's own schema for one test, 0.2 GB on disk; its protobuf is another than ours.
+.venv-triton/%: | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv-triton
+	.venv-triton/bin/python -m pip install 'tritonclient[grpc]==$*'
 	@touch $@

@@ -177,9 +177,7 @@ def verify(bundle: str | os.PathLike[str]) -> Verification:
     from ghostedge.runtime import RUNTIMES, Classifier, installed  # it reads manifests from here
 
     folder = Path(bundle)
-    manifest = read_manifest(folder)
-    _check_files(folder, manifest)
-    golden = _read_golden(folder, manifest)
+    manifest, golden = open_bundle(folder)
     missing = {
         name: RUNTIMES[artefact["runtime"]]
         for name, artefact in manifest["artefacts"].items()
@@ -214,6 +212,18 @@ def verify(bundle: str | os.PathLike[str]) -> Verification:
         )
     skipped = [(name, f"{runtime.title} is not installed") for name, runtime in missing.items()]
     return Verification(folder, rows, skipped)
+
+
+def open_bundle(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the manifest and the golden arrays of a bundle, every file of which has its SHA-256.
+
+    Raises CheckFailed for a bundle that was changed or contradicts itself, and GhostEdgeError for
+    what is no bundle.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    return manifest, _read_golden(folder, manifest)
 
 
 def _check_files(folder: Path, manifest: dict[str, Any]) -> None:

@@ -144,11 +144,32 @@ def export(
 
 
 @app.command()
-def verify(bundle: Annotated[Path, typer.Argument(help="A folder that export wrote.")]) -> None:
-    """Prove that a bundle is unchanged and computes here what it did where it was made."""
-    from ghostedge.bundle import verify as prove
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that export or deploy wrote.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Of a deployed folder: its bundle, where that has moved.")
+    ] = None,
+) -> None:
+    """Prove that a bundle is unchanged and computes here what it did where it was made.
 
-    result = prove(bundle)
+    Of a folder that deploy wrote: that its models and contract are unchanged, and its bundle's.
+    """
+    from ghostedge.bundle import verify as prove
+    from ghostedge.deploy import is_deployed, verify_deployed
+
+    if is_deployed(folder):
+        found = verify_deployed(folder, bundle)
+        print(f"{folder}: models and contract are as `deploy {found.target}` wrote them.")
+        if found.yours:
+            print(f"Changed by you: {', '.join(found.yours)}")
+        if found.bundle is None:
+            print(f"The bundle {found.name} is not where it was; --bundle names its new place.")
+        else:
+            print(f"They are those of {found.bundle}.")
+        return
+    if bundle is not None:
+        raise GhostEdgeError(f"--bundle is for a deployed folder, and {folder} is none.")
+    result = prove(folder)
     rows = [
         [
             row.artefact,
@@ -160,12 +181,39 @@ def verify(bundle: Annotated[Path, typer.Argument(help="A folder that export wro
         ]
         for row in result.rows
     ]
-    title = f"{bundle}: {result.rows[0].images} golden images"
+    title = f"{folder}: {result.rows[0].images} golden images"
     _table(title, ["model", "kernels", "exact", "largest difference", "allowed", ""], rows)
     for name, reason in result.skipped:
         print(f"{name} was not run: {reason}")
     if result.failure:
         raise CheckFailed(result.failure)
+
+
+@app.command()
+def deploy(
+    target: Annotated[str | None, typer.Argument(help="Where to; --list shows all.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="A folder that export wrote.")] = None,
+    output: Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files you changed.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show the targets.")] = False,
+) -> None:
+    """Put a bundle into a working starting point for a phone, a board or a server."""
+    from ghostedge.deploy import TARGETS
+    from ghostedge.deploy import deploy as write
+
+    if list_:
+        rows = [
+            [name, found.summary, ", ".join(need.artefact for need in found.needs)]
+            for name, found in TARGETS.items()
+        ]
+        _table("Targets; deploy/README.md is the guide", ["target", "what it is", "needs"], rows)
+        return
+    if target is None or bundle is None:
+        raise GhostEdgeError(
+            "Name a target and a bundle, as in: ghostedge deploy server BUNDLE; --list shows the targets."
+        )
+    made = write(target, bundle, output, force=force, say=print)
+    print(f"Wrote {made}: begin with {made / 'README.md'}")
 
 
 @app.command()

@@ -76,6 +76,7 @@ def bundle(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     binaries = install(wheel, ["ghostedge[export]"], tmp_path_factory.mktemp("export"))
     command = (binaries / "ghostedge", "export", "ghostnetv3-small-1.0x", "--int8", "-o", "out")
     run(*command, cwd=folder)
+    run(binaries / "ghostedge", "deploy", "server", "out", "-o", "served", cwd=folder)
     return folder / "out"
 
 
@@ -86,6 +87,11 @@ def test_the_wheel_carries_everything_it_reads(wheel: Path) -> None:
         for file in package.rglob("*")
         if file.is_file() and "__pycache__" not in file.parts
     } | {f"ghostedge/recipes/{file.name}" for file in (ROOT / "export").glob("*.toml")}
+    expected |= {
+        f"ghostedge/deploy/templates/{file.relative_to(ROOT / 'deploy').as_posix()}"
+        for file in (ROOT / "deploy").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (about,) = (archive.read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
@@ -114,6 +120,8 @@ def test_the_base_and_one_runtime_verify_and_predict(
         find = f"import importlib.util; assert not importlib.util.find_spec({absent!r})"
         run(binaries / "python", "-c", find, cwd=tmp_path)
     run(binaries / "ghostedge", "verify", bundle, cwd=tmp_path)
+    # With the templates of the wheel, where nothing of the source tree is at hand.
+    run(binaries / "ghostedge", "verify", bundle.with_name("served"), cwd=tmp_path)
     photo = ROOT / "ghostedge/photos/cat.jpg"
     answer = run(
         binaries / "ghostedge", "predict", bundle / "model_int8.tflite", photo, cwd=tmp_path

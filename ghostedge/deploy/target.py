@@ -1,0 +1,64 @@
+"""What a target is made of: each has a file in this package, and its templates in `deploy/NAME/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """An artefact of the bundle that a target copies.
+
+    path: where it goes, inside the output. made_by: the flags of `ghostedge export` that make it;
+    {camera} in them stands for a fitting frame size. dtype: of its input, None where any will do;
+    because: why that one.
+    """
+
+    artefact: str
+    path: str
+    made_by: str
+    dtype: str | None = None
+    because: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Handover:
+    """An intact bundle on its way to a target.
+
+    golden: "images", uint8 (N, size, size, 3), all synthetic, and under "ARTEFACT:KERNELS" each
+    model's raw outputs for them, (N, classes).
+    """
+
+    bundle: Path
+    manifest: dict[str, Any]
+    golden: dict[str, np.ndarray]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.manifest["labels"])
+
+    @property
+    def size(self) -> int:
+        """Height and width of the model's images."""
+        return int(self.manifest["pixels"]["size"])
+
+
+Filled = tuple[dict[str, Any], dict[str, bytes]]
+"""More names for the templates, and more files by their path inside the output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a model goes. summary: one line for `ghostedge deploy --list`.
+
+    fill: computes what templates cannot, and raises GhostEdgeError for a bundle that would not work.
+    """
+
+    summary: str
+    needs: tuple[Need, ...]
+    fill: Callable[[Handover], Filled] = lambda handover: ({}, {})
