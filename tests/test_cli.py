@@ -30,7 +30,10 @@ from tests.runtime_fixtures import write_onnx
 
 SIZE = 24
 ARGUMENTS = {"num_classes": 4, "width": 0.1, "branches": 1}
-COMMANDS = "export verify deploy predict eval bench compare train distill study import info list doctor".split()
+COMMANDS = [
+    *("export", "verify", "deploy", "predict", "eval", "bench", "compare"),
+    *("train", "distill", "study", "import", "info", "list", "doctor"),
+]
 
 Refuse = Callable[..., str]
 
