@@ -12,6 +12,7 @@ from ghostedge.convert import Bundle
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from tests.test_cli import contents, run
+from tests.web_fixtures import needs_npm
 
 MODEL = "models/classifier/1/model.onnx"
 
@@ -42,7 +43,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in TARGETS)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=needs_npm if name == "web" else ()) for name in TARGETS]
+)
 def test_the_same_bytes_twice_and_no_picture_of_the_users(
     bundle: Bundle, tmp_path: Path, target: str
 ) -> None:
