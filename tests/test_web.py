@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 import subprocess
 import tarfile
@@ -116,23 +117,28 @@ def as_shown(model: Classifier, pixels: np.ndarray) -> list[tuple[str, str]]:
     return [(label, f"{100 * score:.1f}%") for label, score in row]
 
 
-def in_page(page: Page, script: str, *arguments: Any) -> Any:
-    """Run the body of a function of `app` (app.js) and `given` in the page."""
-    module = f"async (given) => {{ const app = await import('./app.js'); {script} }}"
-    return page.evaluate(module, list(arguments))
+def in_page(page: Page, body: str, given: list[bytes]) -> Any:
+    """Run the body of a function of `given`, an array of byte arrays, in the page.
+
+    All goes as text there and back, because Playwright wraps each number of an array.
+    """
+    function = f"""async (texts) => {{
+      const given = texts.map((text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)));
+      const work = async () => {{ {body} }};
+      return JSON.stringify(await work());
+    }}"""
+    return json.loads(page.evaluate(function, [base64.b64encode(part).decode() for part in given]))
 
 
 def pixels_of(page: Page, files: list[bytes], size: int) -> np.ndarray:
     """Return what reaches the model of picture files, uint8 (N, size, size, 3)."""
-    script = """
+    body = """
+    const { decode, pixelsOf } = await import('./app.js');
     const found = [];
-    for (const text of given[0]) {
-      const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-      found.push([...app.pixelsOf(await app.decode(new Blob([bytes])))]);
-    }
+    for (const file of given) found.push([...pixelsOf(await decode(new Blob([file])))]);
     return found;
     """
-    found = in_page(page, script, [base64.b64encode(file).decode() for file in files])
+    found = in_page(page, body, files)
     return np.array(found, np.uint8).reshape(-1, size, size, 3)
 
 
@@ -150,12 +156,13 @@ def test_scores_are_the_interpreters(opened: Any, bundle: Bundle, model: Classif
     drawn = drawn_set(4, 15, seed=3).pixels
     images = np.concatenate([golden["images"], drawn])
     expected = np.concatenate([golden[f"{web.MODEL}:default"], model.raw(drawn)]).astype(int)
-    script = """
+    body = """
+    const { best, classify } = await import('./app.js');
     const found = [];
-    for (const pixels of given[0]) found.push((await app.classify(Uint8Array.from(pixels))).scores);
-    return [found, found.map((scores) => app.best(scores)[0])];
+    for (const pixels of given) found.push((await classify(pixels)).scores);
+    return [found, found.map((scores) => best(scores)[0])];
     """
-    found, first = in_page(opened(), script, images.reshape(len(images), -1).tolist())
+    found, first = in_page(opened(), body, [pixels.tobytes() for pixels in images])
     steps = np.rint(np.array(found) / model.step).astype(int)
     top = np.sort(expected, 1) * model.step
     clear = top[:, -1] - top[:, -2] >= 0.1
@@ -186,23 +193,21 @@ def test_onnxruntime_web_finds_the_same_classes(
     images = drawn_set(4, 15, seed=3).pixels
     model = Classifier(bundle.path / "model_int8.onnx")
     expected = model(images)
-    script = """
-    async ([rows, side]) => {
-      const ort = await import('./ort.wasm.bundle.min.mjs');
-      ort.env.wasm.numThreads = 1;
-      const session = await ort.InferenceSession.create('./model_int8.onnx');
-      const shape = [rows.length / (3 * side * side), 3, side, side];
-      const input = new ort.Tensor('float32', Float32Array.from(rows), shape);
-      const output = (await session.run({[session.inputNames[0]]: input}))[session.outputNames[0]];
-      return [...output.data];
-    }
+    body = f"""
+    const ort = await import('./ort.wasm.bundle.min.mjs');
+    ort.env.wasm.numThreads = 1;
+    const session = await ort.InferenceSession.create('./model_int8.onnx');
+    const shape = [{len(images)}, 3, {model.size}, {model.size}];
+    const input = new ort.Tensor('float32', Float32Array.from(given[0]), shape);
+    const output = (await session.run({{[session.inputNames[0]]: input}}))[session.outputNames[0]];
+    return [...output.data];
     """
     with served(tmp_path) as address:
         page = browser.new_page()
         page.goto(address)
-        rows = images.transpose(0, 3, 1, 2).ravel().tolist()
-        found = np.array(page.evaluate(script, [rows, model.size])).reshape(expected.shape)
+        found = in_page(page, body, [images.transpose(0, 3, 1, 2).tobytes()])
         page.close()
+    found = np.array(found).reshape(expected.shape)
     top = np.sort(expected, 1)
     clear = top[:, -1] - top[:, -2] >= 0.1
     same = found.argmax(1) == expected.argmax(1)
@@ -296,15 +301,15 @@ def test_the_camera(opened: Any, device: dict[str, Any]) -> None:
 @pytest.mark.parametrize("event", ["paste", "drop"])
 def test_paste_and_drop(opened: Any, model: Classifier, frame: Image.Image, event: str) -> None:
     page = opened()
-    script = """([text, event]) => {
-      const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-      const data = new DataTransfer();
-      data.items.add(new File([bytes], 'picture.png', {type: 'image/png'}));
-      document.body.dispatchEvent(event === 'paste'
-        ? new ClipboardEvent('paste', {clipboardData: data, bubbles: true})
-        : new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
-    }"""
-    page.evaluate(script, [base64.b64encode(encoded(frame)).decode(), event])
+    kind = {"paste": "ClipboardEvent", "drop": "DragEvent"}[event]
+    body = f"""
+    const data = new DataTransfer();
+    data.items.add(new File([given[0]], 'picture.png', {{type: 'image/png'}}));
+    const options = {{clipboardData: data, dataTransfer: data, bubbles: true, cancelable: true}};
+    document.body.dispatchEvent(new {kind}('{event}', options));
+    return true;
+    """
+    in_page(page, body, [encoded(frame)])
     expected = as_shown(model, fit(frame, model.size))
     expect(page.get_by_role("status")).to_have_text(", ".join(expected[0]))
     assert shown(page) == expected

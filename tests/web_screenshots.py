@@ -17,7 +17,7 @@ from tests.web_fixtures import DESK, PHONE, ROOT, chromium, served
 def save(shot: bytes, file: Path) -> None:
     """Write a PNG of 256 colours, which is a third of the size."""
     file.parent.mkdir(exist_ok=True)
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(256).save(file, optimize=True)
+    Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, kmeans=8).save(file, optimize=True)
 
 
 with served(Path(sys.argv[1])) as address, chromium() as browser:

@@ -84,13 +84,20 @@ export function decode(file) {
 // ---- The model. The build with one thread runs on any static host: threads would need the headers
 // Cross-Origin-Opener-Policy and Cross-Origin-Embedder-Policy.
 
-let model;
+async function load() {
+  await loadLiteRt("./litert/litert_wasm_compat_internal.js");
+  const file = await (await newest("model_int8.tflite")).arrayBuffer();
+  return loadAndCompile(new Uint8Array(file), { accelerator: "wasm" });
+}
+
+const model = load(); // a promise, so that a picture may come before it is there
 
 /** Returns the probability of each label, and the milliseconds that the model took. */
 export async function classify(pixels) {
+  const net = await model;
   const input = new Tensor(pixels, [1, size, size, 3]);
   const start = performance.now();
-  const [output] = await model.run(input);
+  const [output] = await net.run(input);
   const milliseconds = performance.now() - start;
   const scores = Array.from(output.toTypedArray(), (v) => (v - contract.zero_point) * contract.scale);
   input.delete();
@@ -250,11 +257,8 @@ for (let rank = 0; rank < Math.min(TOP, labels.length); rank++) {
 }
 
 try {
-  await loadLiteRt("./litert/litert_wasm_compat_internal.js");
-  const file = await (await newest("model_int8.tflite")).arrayBuffer();
-  model = await loadAndCompile(new Uint8Array(file), { accelerator: "wasm" });
   await classify(new Uint8Array(size * size * 3)); // the first run is slower than those to come
-  say("Ready.");
+  if (turn === 0) say("Ready.");
   for (const id of ["choose", "camera"]) find(id).disabled = false;
 } catch (error) {
   say(`The model cannot be loaded (${error.message}): reload the page, or try a newer browser.`);

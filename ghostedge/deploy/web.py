@@ -50,7 +50,8 @@ def fill(handover: Handover) -> Filled:
             content = archive.extractfile(f"package/{member}")
             assert content is not None, f"{member} is no file"
             files[path] = content.read()
-    return {"litert": litert}, files
+    loaded = sum(map(len, files.values())) + handover.manifest["artefacts"][MODEL]["bytes"]
+    return {"litert": litert, "megabytes": round(loaded / 1e6)}, files
 
 
 def package(name: str) -> bytes:
