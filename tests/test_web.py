@@ -74,7 +74,7 @@ def browser(frame: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def opened(browser: Browser, address: str) -> Iterator[Any]:
-    """A function that opens the page on a device; in the end, nothing was asked of another host."""
+    """A function that opens the page on a device; nothing fails there, and no other host is asked."""
     contexts, asked, wrong = [], [], []
 
     def open_page(device: dict[str, Any] = DESK) -> Page:
@@ -82,6 +82,7 @@ def opened(browser: Browser, address: str) -> Iterator[Any]:
         page = contexts[-1].new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.on("filechooser", lambda chooser: None)  # from now on Chromium asks here
+        page.on("console", lambda line: "Policy" in line.text and wrong.append(line.text))
         page.on("pageerror", lambda error: wrong.append(error.message))
         page.goto(address)
         page.get_by_role("button", name="Choose picture", disabled=False).wait_for()
@@ -324,6 +325,17 @@ def test_what_cannot_be_read_or_used_is_said(opened: Any) -> None:
     )
     page.get_by_role("button", name="Use camera").click()
     expect(page.get_by_role("status")).to_contain_text("no camera")
+
+
+def test_the_policy_allows_no_other_host(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    page.goto(address)
+    refused = page.evaluate("""() => new Promise((done) => {
+      document.onsecuritypolicyviolation = (event) => done(event.effectiveDirective);
+      fetch('http://127.0.0.1:9/').catch(() => null);
+    })""")
+    assert refused == "connect-src"
+    page.close()
 
 
 def test_offline_after_the_first_load(

@@ -45,8 +45,9 @@ def fill(handover: Handover) -> Filled:
         "model.json": f"{json.dumps(model, indent=1)}\n".encode(),
         "version.js": f'const VERSION = "{bundle} {litert}";\n'.encode(),
     }
+    archives = {name: package(name) for name in dict(VENDORED.values())}
     for path, (name, member) in VENDORED.items():
-        with tarfile.open(fileobj=io.BytesIO(package(name))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(archives[name])) as archive:
             content = archive.extractfile(f"package/{member}")
             assert content is not None, f"{member} is no file"
             files[path] = content.read()
@@ -76,14 +77,14 @@ def package(name: str) -> bytes:
         )
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [npm, "pack", "--silent", f"{name}@{locked['version']}"],
+            [npm, "pack", "--loglevel=error", f"{name}@{locked['version']}"],
             cwd=folder,
             capture_output=True,
             text=True,
         )
         fetched = Path(folder, file)
         if done.returncode or not fetched.is_file():
-            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            reason = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
             raise GhostEdgeError(
                 f"npm cannot fetch {name} {locked['version']} ({reason}): connect to the network once, or "
                 f"put the npm registry's {file} into {kept.parent}."
