@@ -16,7 +16,7 @@ web-demo: .venv/demo
 	@.venv/bin/python -m http.server 8000 --bind localhost --directory demo-web
 
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
-test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .cache/npm
+test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .cache/npm .venv-triton/2.73.0
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
@@ -50,6 +50,12 @@ SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; n
 .venv-mediapipe/%: | .venv/bin/python
 	.venv/bin/python -m venv --clear .venv-mediapipe
 	.venv-mediapipe/bin/python -m pip install mediapipe==$*
+	@touch $@
+
+# Triton's own schema for one test, 0.2 GB on disk; its protobuf is another than ours.
+.venv-triton/%: | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv-triton
+	.venv-triton/bin/python -m pip install 'tritonclient[grpc]==$*'
 	@touch $@
 
 # The browser page's npm packages, 45 MB, for its tests.

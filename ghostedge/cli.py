@@ -286,12 +286,16 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of CPU threads, as in 1,2.")] = "1",
     runtime: Annotated[str | None, typer.Option(help="Of litert,onnxruntime,torch.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Rounds; each times every model once.")] = 200,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also where the time goes, of files on this CPU.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .json, .csv, .md or .html file.")
     ] = None,
 ) -> None:
     """Time models side by side, on this CPU or on boards over ssh."""
     from ghostedge.latency import results
+    from ghostedge.latency.profile import add_profiles
     from ghostedge.latency.timing import bench as measure
 
     try:
@@ -300,6 +304,8 @@ def bench(
         raise GhostEdgeError(f"--threads {threads!r} is no list of numbers such as 1,2.") from error
     if output is not None:
         results.writer(output)
+    if profile and on:
+        raise GhostEdgeError("--profile is of files on this CPU: leave out --on or --profile.")
     found, failures = [], []
     hosts: list[str | None] = [*on] if on else [None]
     for host in hosts:
@@ -320,6 +326,8 @@ def bench(
             print(f"\nStopped; nothing is left on {host or 'this machine'}.", file=sys.stderr)
             sys.exit(130)
         found.append(result)
+    if profile and found:
+        add_profiles(found[0])
     if found:
         for table in results.tables(found):
             _table(*table)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ghostedge.convert import Bundle, export
+from ghostedge.deploy import deploy
 from ghostedge.runtime import Classifier
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "arm64"
@@ -23,7 +24,6 @@ CASES = [
     ("model_int8.tflite", "cortex-a76"),
     ("model_fp32.tflite", "cortex-a72"),
 ]
-pytestmark = pytest.mark.slow
 
 
 def load(name: str) -> ModuleType:
@@ -98,6 +98,16 @@ def test_reference_kernels_give_the_same_bytes_and_a_count_repeats(
     assert first.by_symbol == second.by_symbol
     assert sum(first.by_symbol.values()) == pytest.approx(1)
     assert any("dwconv" in symbol for symbol in first.by_symbol)
+
+
+def test_the_deployed_program_passes_its_check_on_a_pi(
+    emulator: ModuleType, bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = deploy("raspberry-pi", bundle.path, tmp_path / "pi")
+    result = json.loads(emulator.python("cortex-a72", folder / "classify.py", "--check"))
+    assert result["same_class"] == result["images"]
+    assert result["largest_step"] <= 1
+    print(result)
 
 
 def test_where_it_cannot_be_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

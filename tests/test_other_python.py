@@ -12,7 +12,6 @@ import pytest
 GHOSTEDGE = Path(__file__).parents[1] / ".venv-other/bin/ghostedge"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     not GHOSTEDGE.exists(),
     reason="no .venv-other: `make test` makes it where a Python for the other pin set runs",

@@ -18,8 +18,6 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PIP = (sys.executable, "-m", "pip")
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: str | Path, cwd: Path) -> str:
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -78,6 +76,7 @@ def bundle(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     binaries = install(wheel, ["ghostedge[export]"], tmp_path_factory.mktemp("export"))
     command = (binaries / "ghostedge", "export", "ghostnetv3-small-1.0x", "--int8", "-o", "out")
     run(*command, cwd=folder)
+    run(binaries / "ghostedge", "deploy", "server", "out", "-o", "served", cwd=folder)
     return folder / "out"
 
 
@@ -121,6 +120,8 @@ def test_the_base_and_one_runtime_verify_and_predict(
         find = f"import importlib.util; assert not importlib.util.find_spec({absent!r})"
         run(binaries / "python", "-c", find, cwd=tmp_path)
     run(binaries / "ghostedge", "verify", bundle, cwd=tmp_path)
+    # With the templates of the wheel, where nothing of the source tree is at hand.
+    run(binaries / "ghostedge", "verify", bundle.with_name("served"), cwd=tmp_path)
     photo = ROOT / "ghostedge/photos/cat.jpg"
     answer = run(
         binaries / "ghostedge", "predict", bundle / "model_int8.tflite", photo, cwd=tmp_path

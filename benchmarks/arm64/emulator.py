@@ -223,18 +223,9 @@ def run(model: Path, cpu: str, images: np.ndarray, *, reference: int = 0) -> Mea
     with tempfile.TemporaryDirectory() as scratch:
         pictures, output, counts = (Path(scratch, name) for name in ("in.npy", "out", "counts"))
         np.save(pictures, images)
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(folder / "site"),
-            "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "QEMU_LD_PREFIX": str(folder / cpu),
-            "QEMU_CPU": cpu,
-        }
         plugin = ["-plugin", f"{folder}/icount.so,out={counts}"]
-        python = folder / cpu / f"usr/bin/python{PYTHON}"
         guest = [HERE / "guest.py", model, pictures, output, str(RUNS), str(reference)]
-        _run("qemu-aarch64", *plugin, python, *guest, environment=environment)
+        python(cpu, *guest, options=plugin)
         said = json.loads(output.read_text())
         outputs, plain = np.array(said["outputs"]), np.array(said["reference"])
         blocks = [line.split() for line in counts.read_text().splitlines()]
@@ -245,6 +236,24 @@ def run(model: Path, cpu: str, images: np.ndarray, *, reference: int = 0) -> Mea
     total = sum(count for _, count in ran)
     ordered = sorted(symbols.items(), key=lambda item: -item[1])
     return Measured(total / RUNS, {name: n / total for name, n in ordered}, outputs, plain)
+
+
+def python(cpu: str, *arguments: Any, options: Sequence[str] = ()) -> str:
+    """Run the board's Python under `cpu`, one of BOARDS; return what it printed.
+
+    options: qemu's own. Raises RuntimeError where it ends with another code than 0.
+    """
+    folder = set_up()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(folder / "site"),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "QEMU_LD_PREFIX": str(folder / cpu),
+        "QEMU_CPU": cpu,
+    }
+    binary = folder / cpu / f"usr/bin/python{PYTHON}"
+    return _run("qemu-aarch64", *options, binary, *arguments, environment=environment)
 
 
 def _symbol(address: int, loaded: dict[str, int]) -> str:
@@ -267,13 +276,14 @@ def _symbols(path: str) -> tuple[np.ndarray, list[str]]:
     return np.array([at for at, _ in found], np.int64), [name for _, name in found]
 
 
-def _run(*command: Any, environment: dict[str, str] | None = None) -> None:
+def _run(*command: Any, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
         [str(part) for part in command], env=environment, capture_output=True, text=True
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-5:]
         raise RuntimeError(f"{command[0]} ended with code {done.returncode}: {' '.join(last)}")
+    return done.stdout
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ COPYING = frozenset(
 VERSIONS = {
     **dict.fromkeys(COPYING | FIXED.keys(), 2),
     **dict.fromkeys((OPS.ADD, OPS.SUB, OPS.MUL, OPS.MEAN, OPS.RELU, OPS.RELU6, OPS.LEAKY_RELU), 2),
-    **dict.fromkeys((OPS.RESHAPE, OPS.SQUEEZE, OPS.EXPAND_DIMS, OPS.HARD_SWISH, OPS.QUANTIZE), 1),
+    **dict.fromkeys((OPS.RESHAPE, OPS.SQUEEZE, OPS.EXPAND_DIMS, OPS.QUANTIZE), 1),
     # 2 says int8 too, but BUILTIN_REF of LiteRT 2.1.0 registers 1 only.
     OPS.DEPTH_TO_SPACE: 1,
     OPS.CONV_2D: 3,
@@ -111,6 +111,9 @@ class _Quantizer:
         (self.image,), (self.scores,) = flat.graph.inputs, flat.graph.outputs
         self.fixed: dict[int, Affine] = {}
         self.normalization(keep=io == "float32")
+        for op in flat.operators(OPS.HARD_SWISH):
+            if flat.name(op.outputs[0]) not in in_float:
+                self.expand_hard_swish(op)
         self.ops: list[Any] = list(flat.graph.operators)
         names = {flat.name(op.outputs[0]) for op in self.ops}
         for name in sorted(set(in_float) - names):
@@ -160,6 +163,40 @@ class _Quantizer:
         for op in chain:
             flat.graph.operators.remove(op)
         self.fixed[self.image] = Affine(scale, 0)
+
+    def expand_hard_swish(self, op: Any) -> None:
+        """Turn hard_swish(x) into x * clip(x / 6 + 0.5, 0, 1), where the scale of the sum does the clip.
+
+        XNNPACK has no int8 kernel of HARD_SWISH.
+        """
+        flat = self.flat
+        (source,), (target,) = op.inputs, op.outputs
+        low, high = self.range(source)
+        sixth, gate = self.copy_of(source, "sixth"), self.copy_of(source, "gate")
+        self.ranges = {**self.ranges, flat.name(sixth): (low / 6, high / 6)}
+        self.fixed[gate] = Affine(1 / 255, -128)
+        operators = [
+            self.binary(OPS.MUL, source, self.number(source, 1 / 6), sixth),
+            self.binary(OPS.ADD, sixth, self.number(source, 0.5), gate),
+            self.binary(OPS.MUL, source, gate, target),
+        ]
+        place = flat.graph.operators.index(op)
+        flat.graph.operators[place : place + 1] = operators
+
+    def number(self, like: int, value: float) -> int:
+        added = self.copy_of(like, "number")
+        entry = self.flat.tensors[added]
+        entry.shape, entry.shapeSignature = np.array([1], np.int32), None
+        self.flat.set_data(added, np.array([value], np.float32))
+        return added
+
+    def binary(self, kind: int, left: int, right: int, target: int) -> Any:
+        op = self.operator(kind, left, target)
+        op.inputs = [left, right]
+        name = {OPS.MUL: "MulOptions", OPS.ADD: "AddOptions"}[kind]
+        op.builtinOptions = getattr(schema, f"{name}T")()
+        op.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+        return op
 
     def only_reader(self, tensor: int, kind: int, constant: float) -> Any | None:
         """Return the op that alone reads a tensor, where it is of a kind and with that constant."""
@@ -288,7 +325,7 @@ class _Quantizer:
         scales = {}
         for group in members.values():
             known = [self.fixed[tensor] for tensor in group if tensor in self.fixed]
-            sources = [self.range(tensor) for tensor in group if tensor not in copied]
+            sources = (self.range(tensor) for tensor in group if tensor not in copied)
             scales.update(dict.fromkeys(group, known[0] if known else _affine(*sources)))
         return scales
 

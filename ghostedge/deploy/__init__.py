@@ -12,13 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ghostedge
-from ghostedge.bundle import SEAL, open_bundle, read_manifest
-from ghostedge.deploy import server, web
+from ghostedge.bundle import SEAL, is_bundle, open_bundle, read_manifest
+from ghostedge.deploy import app, raspberry_pi, server, web
 from ghostedge.deploy.target import Handover, Need, Target, templates
 from ghostedge.errors import CheckFailed, GhostEdgeError, nearest, require
 from ghostedge.files import atomic_directory, atomic_file, sha256
 
 TARGETS: dict[str, Target] = {
+    "app": app.TARGET,
+    "raspberry-pi": raspberry_pi.TARGET,
     "server": server.TARGET,
     "web": web.TARGET,
 }
@@ -58,15 +60,16 @@ def deploy(
     source = Path(bundle)
     folder = Path(output or f"{source.resolve().name}-{target}")
     earlier = _earlier(folder, target)
-    templates, contract = _content(target, source)
-    files = {**templates, **contract}
+    manifest, golden = open_bundle(source)
+    own, contract = _content(target, Handover(source, manifest, golden))
+    files = {**own, **contract}
     hashes = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
     before = earlier or {}
     changed = [
         path for path in files if _hash(folder / path) not in (None, before.get(path), hashes[path])
     ]
     # A starting point that is today what it was then has nothing new for the user.
-    kept = [path for path in changed if path in templates and before.get(path) == hashes[path]]
+    kept = [path for path in changed if path in own and before.get(path) == hashes[path]]
     clashes = sorted(set(changed) - set(kept))
     if clashes and not force:
         for path in clashes:
@@ -80,8 +83,8 @@ def deploy(
         "ghostedge": ghostedge.__version__,
         "target": target,
         "bundle": {
-            "name": read_manifest(source)["name"],
-            "sha256": read_manifest(source)[SEAL],
+            "name": manifest["name"],
+            "sha256": manifest[SEAL],
             "path": Path(os.path.relpath(source, folder)).as_posix(),
         },
         "files": {
@@ -104,15 +107,13 @@ def deploy(
     return folder
 
 
-def _content(target: str, bundle: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def _content(target: str, handover: Handover) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Return the files made of templates, and those that are the bundle's or computed of it."""
-    manifest, golden = open_bundle(bundle)
-    handover = Handover(bundle, manifest, golden)
     for need in TARGETS[target].needs:
         _check_need(target, need, handover)
     more, contract = TARGETS[target].fill(handover)
     for need in TARGETS[target].needs:
-        contract[need.path] = (bundle / need.artefact).read_bytes()
+        contract[need.path] = (handover.bundle / need.artefact).read_bytes()
     try:
         import jinja2
     except ImportError as error:
@@ -127,12 +128,12 @@ def _content(target: str, bundle: Path) -> tuple[dict[str, bytes], dict[str, byt
         autoescape=jinja2.select_autoescape(("html.jinja", "svg.jinja"), default=False),
     )
     context = {
-        "name": manifest["name"],
-        "bundle": manifest[SEAL],
+        "name": handover.manifest["name"],
+        "bundle": handover.manifest[SEAL],
         "ghostedge": ghostedge.__version__,
         "labels": handover.labels,
         "size": handover.size,
-        "manifest": manifest,
+        "manifest": handover.manifest,
         **more,
     }
     made = {}
@@ -261,7 +262,7 @@ def verify_deployed(
         yours.append(name)
     made_from = record["bundle"]
     place = Path(os.path.normpath(folder / made_from["path"])) if bundle is None else Path(bundle)
-    found = place if bundle is not None or place.exists() else None
+    found = place if bundle is not None or is_bundle(place) else None
     if found is not None and read_manifest(found)[SEAL] != made_from["sha256"]:
         raise CheckFailed(
             f"{folder} was made of another bundle than the one that is now at {found}: run "

@@ -90,6 +90,12 @@ def profile(path: str | os.PathLike[str]) -> Profile:
     return _litert(path) if path.suffix == ".tflite" else _onnxruntime(path)
 
 
+def add_profiles(result: dict[str, Any]) -> None:
+    """Add "profiles", of each .tflite and .onnx file once, to a result of a bench on this machine."""
+    files = dict.fromkeys(row["model"] for row in result["rows"] if row["runtime"] in METHODS)
+    result["profiles"] = [{**profile(file).to_json(), "file": file} for file in files]
+
+
 def _litert(path: Path) -> Profile:
     try:
         from ghostedge.convert.audit import kind_of, macs

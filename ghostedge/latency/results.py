@@ -75,7 +75,36 @@ def writer(path: Path) -> Callable[[Sequence[Result]], str]:
 def tables(results: Sequence[Result]) -> list[Table]:
     """Return every table of the results, side by side first where there are several."""
     side_by_side = [compare(results)] if len(results) > 1 else []
-    return side_by_side + [table for result in results for table in runner.tables(result)]
+    each = [table for result in results for table in (*runner.tables(result), *profiles(result))]
+    return side_by_side + each
+
+
+def profiles(result: Result) -> list[Table]:
+    """Return the tables of where the time goes, one by block and one by operator, of each file.
+
+    Shares are of the sum: operators measured alone, or by a profiler, take more or less than together.
+    """
+    found = []
+    for profile in result.get("profiles", []):
+        for kind in ("block", "kind"):
+            parts = profile[f"{kind}s"]
+            total = sum(part["milliseconds"] for part in parts)
+            rows = [
+                [
+                    part["name"],
+                    str(part["operators"]),
+                    f"{part['milliseconds']:.4f}",
+                    *([] if part["error"] is None else [f"{part['error']:.4f}"]),
+                    f"{part['milliseconds'] / total:.0%}",
+                ]
+                for part in parts
+            ]
+            what = "block" if kind == "block" else "operator"
+            error = ["±"] if kind == "block" else []
+            if rows:
+                title = f"{profile['file']}: {profile['whole']:.4f} ms, by {what}"
+                found.append((title, [what, "operators", "ms", *error, "share"], rows))
+    return found
 
 
 def compare(results: Sequence[Result]) -> Table:
@@ -187,7 +216,19 @@ def _markdown(results: Sequence[Result]) -> str:
         parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
     for name, result in zip(result_names(results), results, strict=True):
         parts += [f"{name}: {conditions(result)}.", *(f"- {line}" for line in result["warnings"])]
-    return "\n\n".join([*parts, runner.PROTOCOL]) + "\n"
+    return "\n\n".join([*parts, runner.PROTOCOL, *_methods(results)]) + "\n"
+
+
+def _methods(results: Sequence[Result]) -> list[str]:
+    """Return how the profiles of each runtime were measured."""
+    found = {p["runtime"]: p["method"] for r in results for p in r.get("profiles", [])}
+    return [f"Where the time goes, {runtime}: {method}" for runtime, method in found.items()]
+
+
+def _bar(cells: Sequence[str], share: float) -> str:
+    texts = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    bar = f"<div class=bar style='width: {100 * share:.1f}%'></div>"
+    return f"<tr>{texts}<td style='width: 30rem'>{bar}</td></tr>"
 
 
 def _html(results: Sequence[Result]) -> str:
@@ -195,14 +236,26 @@ def _html(results: Sequence[Result]) -> str:
     longest = max(row["median"] for result in results for row in result["rows"])
     for name, result in zip(result_names(results), results, strict=True):
         bars = [
-            f"<tr><td>{escape(row['model'])}</td><td>{row['threads']}</td>"
-            f"<td>{row['median']:.3f} ms</td><td style='width: 30rem'>"
-            f"<div class=bar style='width: {100 * row['median'] / longest:.1f}%'></div></td></tr>"
+            _bar(
+                [row["model"], str(row["threads"]), f"{row['median']:.3f} ms"],
+                row["median"] / longest,
+            )
             for row in result["rows"]
         ]
         parts.append(
             f"<h2>{escape(name)}</h2><div class=scroll><table>{''.join(bars)}</table></div>"
         )
+        for profile in result.get("profiles", []):
+            shown = profile["blocks"] or profile["kinds"]
+            most = max(part["milliseconds"] for part in shown)
+            bars = [
+                _bar([p["name"], f"{p['milliseconds']:.4f} ms"], max(0, p["milliseconds"]) / most)
+                for p in shown
+            ]
+            parts.append(
+                f"<h2>Where the time of {escape(profile['file'])} goes</h2>"
+                f"<div class=scroll><table>{''.join(bars)}</table></div>"
+            )
         parts.append(f"<p>{escape(conditions(result))}.</p>")
         parts += [f"<p><strong>{escape(line)}</strong></p>" for line in result["warnings"]]
     for title, heading, rows in tables(results):
@@ -211,7 +264,8 @@ def _html(results: Sequence[Result]) -> str:
         parts.append(f"<h2>{escape(title)}</h2>")
         parts.append(f"<div class=scroll><table>{''.join(lines)}</table></div>")
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
-    page = "\n".join([*parts, f"<p>{escape(runner.PROTOCOL)}</p>"])
+    notes = [f"<p>{escape(note)}</p>" for note in (runner.PROTOCOL, *_methods(results))]
+    page = "\n".join([*parts, *notes])
     return (
         f"<!doctype html>\n<html lang=en>{head}<title>Latency</title><style>{STYLE}</style>\n"
         f"{page}\n</html>\n"

@@ -114,7 +114,6 @@ def test_a_size_that_is_no_multiple_is_refused(trained: Path, tmp_path: Path) ->
     assert steps == ["load and fold"]
 
 
-@pytest.mark.slow
 def test_a_model_that_does_not_average_is_caught(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,9 +101,14 @@ def test_model_onnx_is_portable(bundle: Bundle) -> None:
 
 def test_int8_onnx_is_per_channel(bundle: Bundle) -> None:
     graph = onnx.load(bundle.path / "model_int8.onnx").graph
-    scales = {i.name: i.dims for i in graph.initializer if i.name.endswith("weight_scale")}
-    assert len(scales) > 50
-    assert all(len(dims) == 1 for dims in scales.values())
+    sides = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    kernels = [
+        (sides[node.input[0]], sides[node.input[1]])
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and len(sides.get(node.input[0], [])) == 4
+    ]
+    assert len(kernels) > 50
+    assert all(scales == kernel[:1] for kernel, scales in kernels)
 
 
 def test_golden_images_come_from_no_data_set(bundle: Bundle, trained: Path) -> None:
@@ -118,7 +123,6 @@ def test_same_input_gives_the_same_bytes(bundle: Bundle, trained: Path, tmp_path
         assert (again.path / name).read_bytes() == (bundle.path / name).read_bytes(), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("io", ["int8", "float32"])
 def test_io_types_name_the_same_class(
     bundle: Bundle, trained: Path, tmp_path: Path, io: str
@@ -140,7 +144,6 @@ def test_io_types_name_the_same_class(
         np.testing.assert_allclose(found(images), uint8(images), atol=1 / 256 + 1e-6)
 
 
-@pytest.mark.slow
 def test_foreign_pixel_contract_odd_size_and_batch(trained: Path, tmp_path: Path) -> None:
     card, tensors = checkpoint.read(trained)
     card.pixels = PixelContract(33, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
@@ -153,8 +156,13 @@ def test_foreign_pixel_contract_odd_size_and_batch(trained: Path, tmp_path: Path
     assert verify(made).ok
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(recipes()))
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(name, marks=[] if name == "app" else pytest.mark.slow)
+        for name in sorted(recipes())
+    ],
+)
 def test_every_recipe_runs(trained: Path, tmp_path: Path, recipe: str) -> None:
     made = export(trained, tmp_path / "out", recipe=recipe)
     assert "model_int8" in " ".join(made.manifest["artefacts"])
@@ -234,7 +242,6 @@ def test_killed_export_leaves_the_old_bundle(trained: Path, tmp_path: Path) -> N
     assert verify(output).ok
 
 
-@pytest.mark.slow
 def test_two_exports_at_once_do_not_mix(trained: Path, tmp_path: Path) -> None:
     """Each returns what itself measured; the folder holds one of them, whole."""
     output = tmp_path / "out"

@@ -42,9 +42,15 @@ def calibrated(name: str) -> nn.Module:
     return net
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "mobilenet_v2", "resnet18"]
+    "name",
+    [
+        "shufflenet_v2_x0_5",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobilenet_v3_small", "mobilenet_v2", "resnet18")
+        ),
+    ],
 )
 def test_torchvision_net(name: str, tmp_path: Path) -> None:
     made = ghostedge.export(
@@ -73,7 +79,6 @@ def test_torchvision_net(name: str, tmp_path: Path) -> None:
     assert verify(made).ok
 
 
-@pytest.mark.slow
 def test_timm_onnx_file(tmp_path: Path) -> None:
     """files/timm.onnx: written by timm 1.0.31's own timm.utils.onnx.onnx_export (opset 17, batch free).
 

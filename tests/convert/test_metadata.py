@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from flatbuffers.table import Table
 
 import ghostedge
 from ghostedge.convert import Bundle
 from ghostedge.convert.check import Parity, Stage
 from ghostedge.convert.metadata import Facts, accuracy, into_tflite, write
 from ghostedge.convert.rewrites.flat import Flat
+from ghostedge.deploy.app import declared_normalization
 from ghostedge.errors import GhostEdgeError
 from ghostedge.files import sha256
 from ghostedge.pixels import PixelContract
@@ -35,35 +35,6 @@ def packed(content: bytes) -> bytes:
     model = Flat(content).model
     (entry,) = (e for e in model.metadata if e.name in ("TFLITE_METADATA", b"TFLITE_METADATA"))
     return bytes(model.buffers[entry.buffer].data)
-
-
-class View(Table):  # type: ignore[misc]
-    """A table by slot number, as metadata_schema.fbs counts them."""
-
-    def first(self, slot: int) -> View | None:
-        """The first of a vector of tables."""
-        offset = self.Offset(4 + 2 * slot)
-        return View(self.Bytes, self.Indirect(self.Vector(offset))) if offset else None
-
-    def numbers(self, slot: int) -> list[float]:
-        offset = self.Offset(4 + 2 * slot)
-        start, count = self.Vector(offset), self.VectorLen(offset)
-        return np.frombuffer(self.Bytes, "<f4", count, start).tolist()
-
-
-def normalization(content: bytes) -> tuple[list[float], list[float]] | None:
-    """Mean and std that the input declares."""
-    table = packed(content)
-    model = View(table, int.from_bytes(table[:4], "little"))
-    graph = model.first(3)
-    assert graph is not None
-    image = graph.first(2)
-    assert image is not None
-    unit = image.first(4)
-    if unit is None:
-        return None
-    options = View(table, unit.Indirect(unit.Pos + unit.Offset(6)))
-    return options.numbers(0), options.numbers(1)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "uint8", "int8"])
@@ -90,7 +61,7 @@ def test_the_tables_hold_the_facts(kind: str) -> None:
         assert text.encode() + b"\0" in table
     assert f"RGB images of {SIZE}x{SIZE} pixels into 4 classes".encode() in table
     assert MEASURED.encode() in table
-    assert normalization(content) == (([0.0], [1.0]) if "float" in kind else None)
+    assert declared_normalization(content) == (([0.0], [1.0]) if "float" in kind else None)
     members = zipfile.ZipFile(io.BytesIO(content)).infolist()
     assert [(member.filename, member.date_time[0]) for member in members] == [("labels.txt", 1980)]
 

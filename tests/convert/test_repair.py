@@ -103,7 +103,6 @@ def test_operations_in_float_are_said(files: Files, pixels: np.ndarray) -> None:
     assert files.make("model_int8.onnx", variant).stat().st_size > smaller
 
 
-@pytest.mark.slow
 def test_a_hostile_net_is_repaired_and_the_attempts_are_listed(
     trained: Path, tmp_path: Path
 ) -> None:

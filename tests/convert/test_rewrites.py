@@ -496,7 +496,6 @@ FORBIDDEN = {"TRANSPOSE", "AVERAGE_POOL_2D", "RESIZE_NEAREST_NEIGHBOR", "RELU_0_
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}
 
 
-@pytest.mark.slow
 def test_converted_network(tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = lively(GhostNetV3(TINY, num_classes=6, branches=1), 24)
@@ -523,7 +522,6 @@ def test_converted_network(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() < TOLERANCES[precision], precision
 
 
-@pytest.mark.slow
 def test_converted_graph_of_odd_size_and_batch_two(tmp_path: Path) -> None:
     build = Builder((2, 3, 15, 15))
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}

@@ -180,4 +180,4 @@ def test_the_worst_operations_of_a_hostile_net_are_found(
     order = tune.sensitivity(graph, tune.observe(graph, images), images)
     assert len(order) > 50
     # What stands between the last convolution, the head and the classifier.
-    assert {"/0/GlobalAveragePool_output_0", "/0/Relu_1_output_0"} <= set(order[:3])
+    assert {"/0/GlobalAveragePool_output_0", "/0/Relu_1_output_0"} <= set(order[:5])

@@ -319,7 +319,6 @@ def test_a_python_without_venv(board: Board, model: Path) -> None:
 BARE = f'exec {shlex.quote(os.path.realpath(sys.executable))} "$@"'
 
 
-@pytest.mark.slow
 def test_a_venv_is_made(board: Board, tmp_path: Path) -> None:
     """Real pip and a real venv; the wheels are zipped from what is installed here."""
     model = write_tflite(tmp_path / "model.tflite", "uint8")

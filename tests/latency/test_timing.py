@@ -9,6 +9,7 @@ import pytest
 
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import results, timing
+from ghostedge.latency.profile import add_profiles
 from ghostedge.latency.timing import bench
 from tests.runtime_fixtures import rewrite_manifest, write_bundle, write_checkpoint, write_tflite
 
@@ -45,6 +46,24 @@ def test_bench(bundle: Path, tmp_path: Path) -> None:
     assert rows[0]["accuracy"] == {"top1": 81.5, "set": "test", "images": 400}
     assert rows[1]["accuracy"] is rows[2]["accuracy"] is None
     jsonschema.validate(json.loads(results.writer(Path("x.json"))([result])), results.schema())
+
+
+def test_profiles_travel_with_a_result(bundle: Path, tmp_path: Path) -> None:
+    names = ["model_int8.tflite", "model.onnx"]
+    result = bench([bundle / name for name in names], threads=(1, 2), runs=1)
+    add_profiles(result)
+    assert [Path(p["file"]).name for p in result["profiles"]] == names
+    results.write([result], tmp_path / "bench.json")
+    (again,) = results.read(tmp_path / "bench.json")
+    titles = [title for title, *_ in results.profiles(again)]
+    assert [title.rpartition(" ")[2] for title in titles] == ["block", "operator", "operator"]
+    for _, heading, rows in results.profiles(again):
+        assert {len(row) for row in rows} == {len(heading)}
+        assert 95 <= sum(int(row[-1].rstrip("%")) for row in rows) <= 105
+    for ending in (".md", ".html"):
+        text = results.writer(Path(f"x{ending}"))([again])
+        assert all(part["name"] in text for p in again["profiles"] for part in p["kinds"])
+        assert "ONNX Runtime's own profiler" in text.replace("&#x27;", "'")
 
 
 def test_threads_and_against(bundle: Path, tmp_path: Path) -> None:

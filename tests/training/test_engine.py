@@ -310,7 +310,6 @@ def test_a_batch_that_processes_cannot_share(monkeypatch: pytest.MonkeyPatch) ->
         processes.parts(16, 3)
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_does_with_two_sub_batches(
     drawn_folder: Path, tmp_path: Path
 ) -> None:

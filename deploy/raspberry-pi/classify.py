@@ -1,0 +1,214 @@
+"""Name what a camera, pictures or a video show, with numpy and ai-edge-litert.
+
+    python3 classify.py camera             # a Pi camera through picamera2, else USB camera 0 through OpenCV
+    python3 classify.py camera:1 --json    # USB camera 1; one JSON object a frame
+    python3 classify.py photo.jpg folder video.mp4
+    python3 classify.py --check            # the golden images: does this board give what the export gave?
+
+Pictures need Pillow, videos and USB cameras OpenCV (cv2). Runs with Python 3.10 or newer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".h264")
+FRAME = (640, 480)
+"""Asked of a camera. More pixels cost time and add nothing: the network sees few of them."""
+WINDOW = 30
+"""Frames that the frame rate is taken over."""
+
+
+class Model:
+    """A uint8 .tflite classifier: `scores = model(pixels)`, for RGB uint8 pixels (size, size, 3)."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.net = Interpreter(model_content=path.read_bytes(), num_threads=threads)
+        self.net.allocate_tensors()
+        self.input, self.output = self.net.get_input_details()[0], self.net.get_output_details()[0]
+        self.size = int(self.input["shape"][1])
+        self.step, self.zero_point = self.output["quantization"]
+        self.labels = path.with_name("labels.txt").read_text("utf-8").splitlines()
+
+    def raw(self, pixels: np.ndarray) -> np.ndarray:
+        self.net.set_tensor(self.input["index"], pixels[None])
+        self.net.invoke()
+        return self.net.get_tensor(self.output["index"])[0]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return (self.raw(pixels).astype(np.float32) - self.zero_point) * self.step
+
+
+def fit(picture: np.ndarray, size: int) -> np.ndarray:
+    """Return the centre square of uint8 RGB pixels, resized to (size, size, 3) as in training.
+
+    An anti-aliased bilinear filter: each new pixel is a weighted mean of all old ones that it covers.
+    """
+    side = min(picture.shape[:2])
+    top, left = ((length - side) // 2 for length in picture.shape[:2])
+    square = picture[top : top + side, left : left + side].astype(np.float32)
+    if side == size:
+        return square.astype(np.uint8)
+    weights = _weights(side, size)
+    rows = np.tensordot(weights, square, axes=(1, 0))
+    both = np.tensordot(rows, weights, axes=(1, 1)).transpose(0, 2, 1)
+    return np.clip(both + 0.5, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _weights(side: int, size: int) -> np.ndarray:
+    """The share of each of `side` old pixels in each of `size` new ones, (size, side)."""
+    scale = side / size
+    centres = (np.arange(size)[:, None] + 0.5) * scale
+    distance = np.abs(np.arange(side) + 0.5 - centres) / max(scale, 1)
+    weights = np.maximum(0, 1 - distance)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+Frames = Iterator[tuple[str, np.ndarray]]
+"""A name and uint8 RGB pixels (height, width, 3)."""
+
+
+def frames(source: str) -> Frames:
+    """Yield what a source shows: `camera`, `camera:N`, a picture, a video, or a folder of pictures."""
+    path = Path(source)
+    if source == "camera" or source.startswith("camera:"):
+        yield from camera(source)
+    elif path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in PICTURES:
+                yield from pictures(file)
+    elif not path.is_file():
+        sys.exit(f"classify: there is no file {source}.")
+    elif path.suffix.lower() in VIDEOS:
+        yield from opencv(source)
+    else:
+        yield from pictures(path)
+
+
+def pictures(file: Path) -> Frames:
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as image:
+        yield str(file), np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def camera(source: str) -> Frames:
+    try:
+        from picamera2 import Picamera2
+    except ImportError:
+        Picamera2 = None
+    if source != "camera" or Picamera2 is None:
+        yield from opencv(int(source.partition(":")[2] or 0))
+        return
+    with Picamera2() as device:
+        # Its names are those of the bytes in a word: "BGR888" is the array with red first.
+        main = {"size": FRAME, "format": "BGR888"}
+        device.configure(device.create_video_configuration(main=main))
+        device.start()
+        while True:
+            yield source, device.capture_array("main")
+
+
+def opencv(source: str | int) -> Frames:
+    import cv2
+
+    video = cv2.VideoCapture(source)
+    if isinstance(source, int):
+        video.set(cv2.CAP_PROP_FRAME_WIDTH, FRAME[0])
+        video.set(cv2.CAP_PROP_FRAME_HEIGHT, FRAME[1])
+    if not video.isOpened():
+        sys.exit(f"classify: OpenCV cannot open {source!r}.")
+    try:
+        while True:
+            found, picture = video.read()
+            if not found:
+                return
+            yield str(source), picture[..., ::-1]  # OpenCV's frames have blue first
+    finally:
+        video.release()
+
+
+def check(model: Model, golden: Path, key: str) -> int:
+    """Compare with the outputs that the export wrote down; return the exit code."""
+    with np.load(golden) as stored:
+        images, expected = stored["images"], stored[key].astype(int)
+    found = np.array([model.raw(image) for image in images]).astype(int)
+    apart = np.abs(found - expected)
+    same = int((found.argmax(1) == expected.argmax(1)).sum())
+    result = {"images": len(images), "same_class": same, "largest_step": int(apart.max())}
+    print(json.dumps({**result, "exact": float((apart == 0).mean())}))
+    # Kernels of different CPUs round apart by one step of 256.
+    return 0 if apart.max() <= 1 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sources", nargs="*", help="camera, camera:N, pictures, folders, videos")
+    parser.add_argument("--model", type=Path, default=HERE / "model_int8.tflite")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON object a picture or frame")
+    parser.add_argument("--frames", type=int, help="stop after so many")
+    parser.add_argument(
+        "--check", action="store_true", help="run the golden images, and nothing else"
+    )
+    given = parser.parse_args()
+    if not (given.sources or given.check):
+        parser.error("name a source, or --check")
+    model = Model(given.model, given.threads)
+    if given.check:
+        return check(model, HERE / "golden.npz", f"{given.model.name}:default")
+    ends: collections.deque[float] = collections.deque(maxlen=WINDOW)
+    seen = 0
+    for source in given.sources:
+        for name, picture in frames(source):
+            begin = time.perf_counter()
+            scores = model(fit(picture, model.size))
+            ends.append(time.perf_counter())
+            fps = (len(ends) - 1) / (ends[-1] - ends[0]) if len(ends) > 1 else None
+            best = int(scores.argmax())
+            show(
+                given.json,
+                {
+                    "source": name,
+                    "label": model.labels[best],
+                    "score": round(float(scores[best]), 4),
+                    "ms": round(1000 * (ends[-1] - begin), 2),
+                    "fps": None if fps is None else round(fps, 1),
+                },
+            )
+            seen += 1
+            if seen == given.frames:
+                return 0
+    return 0
+
+
+def show(as_json: bool, found: dict[str, object]) -> None:
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False), flush=True)
+        return
+    fps = "" if found["fps"] is None else f"  {found['fps']} fps"
+    line = f"{found['source']}: {found['label']} {found['score']:.1%}  {found['ms']} ms{fps}"
+    live = sys.stdout.isatty() and str(found["source"]).startswith("camera")
+    print(f"\r{line:<78}" if live else line, end="" if live else "\n", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
