@@ -25,7 +25,7 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.runtime import Classifier
 from tests.web_fixtures import DESK, PHONE, chromium, needs_chromium, needs_npm, served
 
-pytestmark = [pytest.mark.slow, needs_npm, needs_chromium]
+pytestmark = [needs_npm, needs_chromium]
 
 DEVICES = pytest.mark.parametrize("device", [PHONE, DESK], ids=["phone", "desk"])
 FIGURE = "cross"
