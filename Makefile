@@ -1,15 +1,22 @@
 # make demo: an environment, then the shipped weights exported to int8, tried on photos, and timed.
-# make test: everything that CI runs. Neither needs root. PYTHON=... names the Python to use.
+# make web-demo: the shipped weights in an installable page, served on this machine.
+# make test: everything that CI runs. None needs root. PYTHON=... names the Python to use.
 
-.PHONY: demo test
+.PHONY: demo web-demo test
 
 demo: .venv/demo
 	.venv/bin/ghostedge export ghostnetv3-small-1.0x --int8 -o demo
 	.venv/bin/ghostedge predict demo/model_int8.tflite ghostedge/photos/*.jpg
 	.venv/bin/ghostedge bench demo
 
+web-demo: .venv/demo
+	.venv/bin/ghostedge export ghostnetv3-small-1.0x --recipe web -o demo
+	.venv/bin/ghostedge deploy web demo -o demo-web
+	@echo "The page is at http://localhost:8000/ until Ctrl-C."
+	@.venv/bin/python -m http.server 8000 --bind localhost --directory demo-web
+
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
-test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .venv-triton/2.73.0
+test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .cache/npm .venv-triton/2.73.0
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
@@ -50,3 +57,12 @@ SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; n
 	.venv/bin/python -m venv --clear .venv-triton
 	.venv-triton/bin/python -m pip install 'tritonclient[grpc]==$*'
 	@touch $@
+
+# The browser page's npm packages, 45 MB, for its tests.
+.cache/npm: deploy/web/package-lock.json | .venv/test
+	@if command -v npm >/dev/null; then \
+	    XDG_CACHE_HOME=.cache .venv/bin/python -c 'from ghostedge.deploy import web; [web.package(name) for name in \
+	    ("@litertjs/core", "@litertjs/wasm-utils", "onnxruntime-web")]' && touch $@; \
+	else \
+	    echo "There is no npm here: the tests of the browser page will be skipped."; \
+	fi

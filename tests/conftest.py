@@ -9,6 +9,7 @@ from PIL import Image
 
 from ghostedge.data.drawn import drawn_source
 from tests.export_fixtures import bundle, trained
+from tests.web_fixtures import NPM
 
 # Here, so that all files of a session share one training and one export.
 __all__ = ["bundle", "trained"]
@@ -23,8 +24,11 @@ def one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test finds what another session, or the user, left in the cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "ghostedge").mkdir()
+    (cache / "ghostedge/npm").symlink_to(NPM)  # but for what takes a network
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 
 

@@ -30,6 +30,7 @@ from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 from tests.runtime_fixtures import tflite
 from tests.test_cli import contents, run
+from tests.web_fixtures import needs_npm
 
 TRITON = Path(__file__).parents[1] / ".venv-triton/bin/python"
 MODEL = "models/classifier/1/model.onnx"
@@ -61,7 +62,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in TARGETS)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=needs_npm if name == "web" else ()) for name in TARGETS]
+)
 def test_the_same_bytes_twice_and_no_picture_of_the_users(
     bundle: Bundle, tmp_path: Path, target: str
 ) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import ghostedge
 from ghostedge.bundle import SEAL, is_bundle, open_bundle, read_manifest
-from ghostedge.deploy import app, raspberry_pi, server
-from ghostedge.deploy.target import Handover, Need, Target
+from ghostedge.deploy import app, raspberry_pi, server, web
+from ghostedge.deploy.target import Handover, Need, Target, templates
 from ghostedge.errors import CheckFailed, GhostEdgeError, nearest, require
 from ghostedge.files import atomic_directory, atomic_file, sha256
 
@@ -22,12 +22,13 @@ TARGETS: dict[str, Target] = {
     "app": app.TARGET,
     "raspberry-pi": raspberry_pi.TARGET,
     "server": server.TARGET,
+    "web": web.TARGET,
 }
 RECORD = "deploy.json"
 """What was written into a folder, from which bundle."""
 FORMAT = 1
-UNUSED = ("__pycache__", "node_modules")
-"""Folders that working on a template leaves in it."""
+UNUSED = ("__pycache__", "node_modules", "package.json", "package-lock.json")
+"""What working on a template leaves in it, and what pins its npm packages."""
 
 
 def deploy(
@@ -104,14 +105,6 @@ def deploy(
             (folder / path).unlink()
     _write(folder, files)
     return folder
-
-
-def templates(target: str) -> Path:
-    """Return the folder of a target's templates (`deploy/` in the source tree)."""
-    here = Path(__file__).parent
-    return next(
-        f for f in (here / "templates" / target, here.parents[1] / "deploy" / target) if f.is_dir()
-    )
 
 
 def _content(target: str, handover: Handover) -> tuple[dict[str, bytes], dict[str, bytes]]:

@@ -62,3 +62,11 @@ class Target:
     summary: str
     needs: tuple[Need, ...]
     fill: Callable[[Handover], Filled] = lambda handover: ({}, {})
+
+
+def templates(target: str) -> Path:
+    """Return the folder of a target's templates (`deploy/` in the source tree)."""
+    here = Path(__file__).parent
+    return next(
+        f for f in (here / "templates" / target, here.parents[1] / "deploy" / target) if f.is_dir()
+    )
