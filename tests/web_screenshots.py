@@ -1,4 +1,4 @@
-"""Makes the pictures of the page in docs/, and its icon: `python -m tests.web_screenshots PAGE`.
+"""Makes the pictures of the page in benchmarks/results, and its icon: `python -m tests.web_screenshots PAGE`.
 
 PAGE is a folder that `ghostedge deploy web` wrote, of the shipped weights.
 """
@@ -16,7 +16,6 @@ from tests.web_fixtures import DESK, PHONE, ROOT, chromium, served
 
 def save(shot: bytes, file: Path) -> None:
     """Write a PNG of 256 colours, which is a third of the size."""
-    file.parent.mkdir(exist_ok=True)
     Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, kmeans=8).save(file, optimize=True)
 
 
@@ -35,4 +34,4 @@ with served(Path(sys.argv[1])) as address, chromium() as browser:
         page.set_input_files("#file", ROOT / f"ghostedge/photos/{photo}.jpg")
         page.locator("#scores").wait_for()
         page.wait_for_timeout(300)  # until the bars have moved
-        save(page.screenshot(), ROOT / f"docs/web-{name}.png")
+        save(page.screenshot(), ROOT / f"benchmarks/results/web-{name}.png")
