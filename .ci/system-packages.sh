@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests need, where this is root on Debian; elsewhere does nothing.
 set -euo pipefail
-# The libraries are MediaPipe's, which one test runs; openssh: benches over ssh; the rest: emulated
-# arm64 (benchmarks/arm64).
+# The libraries are MediaPipe's, which one test runs; openssh: benches over ssh; g++: compiles
+# deploy/microcontroller; the rest: emulated arm64 (benchmarks/arm64).
 packages=(
     make libegl1 libgles2 libgl1 libglib2.0-0
-    openssh-client openssh-server qemu-user mmdebstrap gcc libc6-dev binutils
+    openssh-client openssh-server qemu-user mmdebstrap gcc g++ libc6-dev binutils
 )
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
     apt-get update -qq
