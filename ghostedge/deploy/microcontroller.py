@@ -51,6 +51,8 @@ def _fill(handover: Handover) -> Filled:
     needed = arena(handover.bundle / MODEL)
     room = math.ceil(needed * SCRATCH / 1024) * 1024
     methods = _methods(artefact["audit"]["operators"])
+    added = "".join(f"  TF_LITE_ENSURE_STATUS(ops.Add{method}());\n" for method in methods)
+    labels = "".join(f"    {_literal(label)},\n" for label in handover.labels)
     output = artefact["output"]
     first = f"// Made by ghostedge of the bundle {handover.manifest[SEAL]}; do not edit.\n"
     files = {
@@ -85,7 +87,7 @@ extern const char* const kLabels[kClasses];  // in UTF-8
 namespace model {{
 
 const char* const kLabels[kClasses] = {{
-{"".join(f"    {_literal(label)},{chr(10)}" for label in handover.labels)}}};
+{labels}}};
 
 alignas(16) const unsigned char kData[kBytes] = {{
 {_numbers(content)}}};
@@ -102,7 +104,7 @@ using Ops = tflite::MicroMutableOpResolver<{len(methods)}>;
 
 // The operators of the model, and no others, so that only their kernels are linked.
 inline TfLiteStatus AddOps(Ops& ops) {{
-{"".join(f"  TF_LITE_ENSURE_STATUS(ops.Add{method}());{chr(10)}" for method in methods)}  return kTfLiteOk;
+{added}  return kTfLiteOk;
 }}
 
 }}  // namespace model
@@ -198,8 +200,8 @@ def _numbers(values: bytes | list[int]) -> str:
 def _literal(text: str) -> str:
     """Return a string literal of C; octal is the one escape that ends by itself."""
     plain = string.ascii_letters + string.digits + " _-+.,:;()/&"
-    bytes_ = (chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode())
-    return f'"{"".join(bytes_)}"'
+    inside = "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode())
+    return f'"{inside}"'
 
 
 TARGET = Target(
