@@ -16,7 +16,7 @@ web-demo: .venv/demo
 	@.venv/bin/python -m http.server 8000 --bind localhost --directory demo-web
 
 # Two workers, because each may hold PyTorch and TensorFlow; a file's tests share its exports.
-test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .cache/npm .venv-triton/2.73.0
+test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .venv-triton/2.73.0 .venv-tflm/0.dev20261023182759 .cache/npm
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
@@ -66,3 +66,10 @@ SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; n
 	else \
 	    echo "There is no npm here: the tests of the browser page will be skipped."; \
 	fi
+
+# TensorFlow Lite Micro for the tests of deploy/microcontroller, 0.1 GB on disk; it comes for Linux on x86
+# only, so that elsewhere they are skipped.
+.venv-tflm/%: | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv-tflm
+	[ "$$(uname -sm)" != "Linux x86_64" ] || .venv-tflm/bin/python -m pip install tflite-micro==$*
+	@touch $@

@@ -38,6 +38,13 @@ def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(trained, output, **EVERYTHING)
 
 
+@pytest.fixture(scope="session")
+def int8_bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The int8 model alone, int8 at its ends too, as the recipe microcontroller makes it."""
+    output = tmp_path_factory.mktemp("int8") / "bundle"
+    return export(trained, output, recipe="microcontroller")
+
+
 def hostile(file: Path, output: Path) -> Path:
     """Write a checkpoint's equal in float that plain int8 cannot hold, and return its path.
 

@@ -66,8 +66,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     "target", [pytest.param(name, marks=needs_npm if name == "web" else ()) for name in TARGETS]
 )
 def test_the_same_bytes_twice_and_no_picture_of_the_users(
-    bundle: Bundle, tmp_path: Path, target: str
+    request: pytest.FixtureRequest, tmp_path: Path, target: str
 ) -> None:
+    bundle = request.getfixturevalue("int8_bundle" if target == "microcontroller" else "bundle")
     first, second = (deploy(target, bundle, tmp_path / name) for name in "ab")
     assert contents(first) == contents(second)
     record = json.loads((first / RECORD).read_text())

@@ -122,9 +122,12 @@ def arena(operators: Sequence[Operator], sizes: dict[str, int], ends: Iterable[s
     """Return the bytes that hold all activations of one run, weights and scratch not counted.
 
     Every tensor lives from the operator that makes it to the last one that reads it; inputs from the
-    start, `ends` to the end. The largest tensors are placed first, each at the lowest address free
-    during its life (the greedy planner of TensorFlow Lite Micro), at multiples of 16 bytes.
+    start, `ends` to the end. The largest tensors are placed first, of equal ones the last in `sizes`,
+    each at the lowest address free during its life, at multiples of 16 bytes: the greedy planner of
+    TensorFlow Lite Micro, whose figure this is where `sizes` are in the file's order.
     """
+    rounded = {name: math.ceil(size / ALIGNMENT) * ALIGNMENT for name, size in sizes.items()}
+    order = {name: index for index, name in enumerate(sizes)}
     first: dict[str, int] = {}
     last: dict[str, int] = dict.fromkeys(ends, len(operators))
     for index, operator in enumerate(operators):
@@ -135,9 +138,8 @@ def arena(operators: Sequence[Operator], sizes: dict[str, int], ends: Iterable[s
             first[name] = index
             last.setdefault(name, index)
     placed: list[tuple[int, int, int, int]] = []
-    for name in sorted(first, key=lambda n: (-sizes[n], first[n], n)):
-        size = math.ceil(sizes[name] / ALIGNMENT) * ALIGNMENT
-        start = 0
+    for name in sorted(first, key=lambda n: (rounded[n], order[n]), reverse=True):
+        size, start = rounded[name], 0
         for low, high, born, dead in sorted(placed):
             if born <= last[name] and first[name] <= dead:
                 if start + size <= low:
@@ -270,8 +272,10 @@ def _of_onnx(path: Path) -> tuple[list[Operator], dict[str, int], list[str]]:
                 tensors[weights[0]][0] if weights else "",
             )
         )
+    # Reversed, `arena` places equal tensors as they are made; no planner sets an order here.
     sizes = {
-        name: math.prod(shape) * _WIDTHS.get(kind, 4) for name, (kind, shape) in tensors.items()
+        name: math.prod(shape) * _WIDTHS.get(kind, 4)
+        for name, (kind, shape) in reversed(tensors.items())
     }
     return operators, sizes, [output.name for output in model.graph.output]
 

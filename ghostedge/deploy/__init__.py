@@ -13,13 +13,14 @@ from typing import Any
 
 import ghostedge
 from ghostedge.bundle import SEAL, is_bundle, open_bundle, read_manifest
-from ghostedge.deploy import app, raspberry_pi, server, web
+from ghostedge.deploy import app, microcontroller, raspberry_pi, server, web
 from ghostedge.deploy.target import Handover, Need, Target, templates
 from ghostedge.errors import CheckFailed, GhostEdgeError, nearest, require
 from ghostedge.files import atomic_directory, atomic_file, sha256
 
 TARGETS: dict[str, Target] = {
     "app": app.TARGET,
+    "microcontroller": microcontroller.TARGET,
     "raspberry-pi": raspberry_pi.TARGET,
     "server": server.TARGET,
     "web": web.TARGET,

@@ -152,6 +152,9 @@ def test_arena_reuses_what_is_no_longer_read() -> None:
     skip = [step(["a"], ["b"]), step(["b"], ["c"]), step(["c", "a"], ["d"])]
     assert arena(skip, sizes, ["d"]) == 192
     assert arena(chain, {**sizes, "d": 1}, ["d"]) == 128
+    # A residual block and a padding: 256 where the first of equal tensors are placed first.
+    block = [*chain[:2], step(["a", "c"], ["x"]), step(["x"], ["pad"]), step(["pad"], ["d"])]
+    assert arena(block, {"a": 64, "b": 64, "c": 64, "x": 64, "pad": 80, "d": 16}, ["d"]) == 208
 
 
 def test_every_artefact_of_an_export_is_audited(bundle: Bundle) -> None:
