@@ -616,6 +616,8 @@ def list_(
     from ghostedge.pixels import PixelContract
 
     try:
+        import torch
+
         from ghostedge.models import ARCHITECTURES, TEACHERS, create, profile
     except ImportError as error:
         from ghostedge.errors import require
@@ -629,7 +631,8 @@ def list_(
             full = name if width is None else f"{name}-{width}x"
             arguments = {} if width is None else {"width": width}
             classes = 1000 if name.endswith("imagenet") else 10
-            counts = profile(create(name, num_classes=classes, **arguments), imgsz)
+            with torch.device("meta"):  # nothing is computed, only counted
+                counts = profile(create(name, num_classes=classes, **arguments), imgsz)
             card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
             rows.append(
                 [

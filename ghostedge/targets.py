@@ -80,15 +80,7 @@ def rank(
     Only checkpoints that were measured on the same images are compared: those of most of them.
     Raises GhostEdgeError for an unknown target or size, and where nothing is left to rank.
     """
-    if target.endswith(".json"):
-        costs, unit, source = _of_bench(Path(target))
-    elif target in TARGETS:
-        costs, unit, source = _of_table(TARGETS[target], imgsz)
-    else:
-        raise GhostEdgeError(
-            f"There is no target {target!r}.{nearest(target, TARGETS)} Name one of "
-            f"{', '.join(TARGETS)}, or the .json file of a `ghostedge bench --output` on the board."
-        )
+    costs, unit, source = costs_of(target, imgsz)
     tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
     found = sorted((-top, costs[name], name) for name, top in tops.items() if name in costs)
     choices = [
@@ -106,6 +98,21 @@ def rank(
             else f"No weights cost {within:g} {unit} or less on {target}: the cheapest, {cheapest:.3g}."
         )
     return Ranking(choices, unit, costs.get(BASE, float("inf")), [f"Cost: {source}.", measured])
+
+
+def costs_of(target: str, imgsz: int) -> tuple[dict[str, float], str, str]:
+    """Return the int8 cost of each network on a target, its unit, and where it comes from.
+
+    Arguments and errors are those of `rank`.
+    """
+    if target.endswith(".json"):
+        return _of_bench(Path(target))
+    if target in TARGETS:
+        return _of_table(TARGETS[target], imgsz)
+    raise GhostEdgeError(
+        f"There is no target {target!r}.{nearest(target, TARGETS)} Name one of "
+        f"{', '.join(TARGETS)}, or the .json file of a `ghostedge bench --output` on the board."
+    )
 
 
 def choose(target: str, within: float | None = None) -> Choice:

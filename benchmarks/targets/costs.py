@@ -17,12 +17,14 @@ are random: a cost hardly depends on them.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.audit import audit
 from ghostedge.convert.ranges import observe
 from ghostedge.convert.rewrites import finish, rewrite
-from ghostedge.files import sha256
+from ghostedge.files import atomic_file, sha256
 from ghostedge.latency.runner import machine
 from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES, create, fold, profile
@@ -115,7 +117,9 @@ def describe(file: Path, net: nn.Module, size: int) -> dict[str, Any]:
 def instructions(file: Path, size: int) -> dict[str, int]:
     """Count one inference on every emulated CPU."""
     image = np.zeros((1, size, size, 3), np.uint8)
-    return {cpu: round(emulator.run(file, cpu, image).instructions) for cpu in emulator.BOARDS}
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(lambda cpu: emulator.run(file, cpu, image), emulator.BOARDS)
+    return {cpu: round(run.instructions) for cpu, run in zip(emulator.BOARDS, runs, strict=True)}
 
 
 def arena(file: Path) -> int | str:
@@ -129,12 +133,21 @@ def arena(file: Path) -> int | str:
 
 
 class Table:
-    """The rows of costs.json by network, image size and precision."""
+    """The rows of costs.json by network, image size and precision; several steps may run at once."""
 
     def __init__(self) -> None:
+        self.rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+        self.machine: dict[str, Any] | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Take over what the file has and we have not."""
         stored = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": []}
-        self.rows = {(r["network"], r["size"], r["precision"]): r for r in stored["rows"]}
-        self.machine = stored.get("machine")
+        self.machine = self.machine or stored.get("machine")
+        for row in stored["rows"]:
+            own = self.rows.setdefault((row["network"], row["size"], row["precision"]), row)
+            if own["sha256"] == row["sha256"]:
+                own.update({key: value for key, value in row.items() if key not in own})
 
     def row(self, key: tuple[str, int, str], file: Path) -> dict[str, Any]:
         """Return the row of a file; it begins anew where the file is not what was measured."""
@@ -148,29 +161,30 @@ class Table:
         return row
 
     def save(self) -> None:
+        """Write all rows of networks that are registered."""
+        self.load()
         versions = {**emulator.versions(), "tflite-micro": TFLM_VERSION}
         head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": versions}
-        lines = ",\n".join(json.dumps(self.rows[key]) for key in sorted(self.rows))
-        TABLE.write_text(json.dumps(head)[:-1] + ',\n"rows": [\n' + lines + "\n]}\n")
+        names = {net[0] for net in networks()}
+        lines = [json.dumps(self.rows[key]) for key in sorted(self.rows) if key[0] in names]
+        with atomic_file(TABLE) as file:
+            file.write_text(json.dumps(head)[:-1] + ',\n"rows": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def main(folder: Path, *steps: str) -> None:
     table = Table()
-    nets = list(networks())
-    models = [(size, *net) for size in SIZES for net in nets]
-    for step in steps or STEPS:
-        for size, name, architecture, width in models:
-            made = folder / f"{name}-{size}"
-            if step == "models" and not made.exists():
-                convert(fixed_statistics(build(architecture, width)), size, made)
-        for precision in PRECISIONS if step != "latency" else PRECISIONS[:1]:
-            for size, name, _, _ in models:
+    for size, step in itertools.product(SIZES, steps or STEPS):
+        for precision in PRECISIONS if step != "models" else PRECISIONS[:1]:
+            for name, architecture, width in networks():
                 made = folder / f"{name}-{size}"
-                if not made.exists():
+                file = made / f"model_{precision}.tflite"
+                if step == "models" and not file.exists():
+                    convert(fixed_statistics(build(architecture, width)), size, made)
+                if not file.exists():
                     continue
-                row = table.row((name, size, precision), made / f"model_{precision}.tflite")
+                row = table.row((name, size, precision), file)
                 if step == "instructions" and "instructions" not in row:
-                    row["instructions"] = instructions(made / f"model_{precision}.tflite", size)
+                    row["instructions"] = instructions(file, size)
                 elif step == "arena" and precision == "int8" and "arena" not in row:
                     row["arena"] = arena(made / "model_int8_io.tflite")
                 elif step == "latency" and "x86" not in row:
@@ -179,6 +193,36 @@ def main(folder: Path, *steps: str) -> None:
                     continue
                 table.save()
                 print(step, json.dumps(row), flush=True)
+    print(markdown(table))
+
+
+def shown(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(table: Table) -> str:
+    """Return the tables of README.md: int8 (fp32), for each image size."""
+    heads = ["network", "MMACs", "x86", "A53", "A72", "A76", "TFLM kB", "flash kB", "peak kB"]
+    parts = []
+    for size in SIZES:
+        lines = [f"At {size}x{size}:\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name, _, _ in networks():
+            both = [table.rows.get((name, size, precision), {}) for precision in PRECISIONS]
+            if not both[0]:
+                continue
+
+            def pair(key: str, unit: float = 1.0, both: list[dict[str, Any]] = both) -> str:
+                values = [({**row, **row.get("instructions", {})}).get(key) for row in both]
+                first, second = ("-" if v is None else shown(v / unit) for v in values)
+                return f"{first} ({second})"
+
+            cells = [name, f"{both[0]['macs'] / 1e6:.1f}", pair("x86")]
+            cells += [pair(cpu, 1e6) for cpu in emulator.BOARDS]
+            cells.append(shown(both[0]["arena"] / 1e3) if "arena" in both[0] else "-")
+            cells += [pair("bytes", 1e3), pair("peak_activation_bytes", 1e3)]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def latency(table: Table, folder: Path, name: str, size: int) -> None:

@@ -225,8 +225,9 @@ def open_data(spec: str | os.PathLike[str], download: bool = False) -> Data:
     """List the images that `spec` names; none is read yet.
 
     A folder `spec/train/<class>/*` with optional `val/` and `test/`, or `spec/<class>/*` (all of
-    it is then `train`), files in folders below a class included, hidden files left out; or
-    one of `TORCHVISION` (below ./data or $GHOSTEDGE_DATA; fetched only when `download`); or `drawn`, `drawn:CLASSES` (figures drawn here, for tests).
+    it is then `train`), files in folders below a class included, hidden files left out; or one of
+    `TORCHVISION` (below ./data or $GHOSTEDGE_DATA; fetched only when `download`); or `drawn`,
+    `drawn:CLASSES` (figures drawn here, for tests).
 
     Classes are in plain string order of their names in NFC for folders, in torchvision's order
     for its sets. Raises GhostEdgeError for anything else.

@@ -60,11 +60,13 @@ ARCHITECTURES = {
     ),
     **{
         f"densestride{variant}": Architecture(
-            partial(DenseStride, stages),
-            f"DenseStride{variant}",
-            (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
+            partial(DenseStride, stages), f"DenseStride{variant}, for small images", widths
         )
-        for variant, stages in (("", BASE), ("-late", LATE), ("-dense", DENSE))
+        for variant, stages, widths in (
+            ("", BASE, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0)),
+            ("-late", LATE, (1.0,)),
+            ("-dense", DENSE, (1.0,)),
+        )
     },
     **{
         f"resnet{depth}": Architecture(
