@@ -73,7 +73,10 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
             size = net.name.removeprefix(name).strip("-") or net.name
             axes.annotate(size, (place, mean), (4, -11), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel(f"int8 on {target}: {TARGETS[target].source}, {unit}")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.set_xlabel(f"int8, {unit}: {TARGETS[target].source}", fontsize=9)
     seeds = sorted({len(net.top1) for net in shown})
     axes.set_ylabel(f"top-1 %, {measured}")
     axes.set_title(f"{target}: {' or '.join(map(str, seeds))} seed(s) a network, lowest to highest")
