@@ -93,7 +93,7 @@ def rank(
     if not choices:
         cheapest = min((cost for _, cost, _ in found), default=None)
         raise GhostEdgeError(
-            f"No weights have a cost for {target}: bench exports of shipped weights."
+            f"No shipped weights have a cost on {target} at this size: bench exports of them there."
             if cheapest is None
             else f"No weights cost {within:g} {unit} or less on {target}: the cheapest, {cheapest:.3g}."
         )

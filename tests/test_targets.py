@@ -11,9 +11,11 @@ from ghostedge import targets
 from ghostedge.checkpoint import Checkpoint, save
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import results
+from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES
 from ghostedge.pixels import PixelContract
 from ghostedge.targets import TARGETS, choose, rank
+from tests.runtime_fixtures import write_onnx
 
 COSTS = {
     # network: x86, instructions on A53, A72, A76, arena
@@ -102,16 +104,19 @@ def test_only_weights_measured_on_the_same_images_are_compared(
     assert "resnet8" not in names(rank("pi4", weights=weights))
 
 
-def test_a_target_of_ones_own_board(
-    costs: None, weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_target_of_ones_own_board(costs: None, weights: dict[str, Path], tmp_path: Path) -> None:
     timed = {"resnet20": 3.0, "ghostnetv3-small-1.0x": 4.0}
-    rows = [
-        {"model": f"{name}-export/model_int8.tflite", "precision": "int8", "median": ms}
-        for name, ms in timed.items()
-    ]
-    monkeypatch.setattr(results, "read", lambda _: [{"name": "my board", "rows": rows}])
-    found = rank("board.json", weights=weights)
+    models = [write_onnx(tmp_path / "a.onnx"), write_onnx(tmp_path / "b.onnx", softmax=False)]
+    result = bench(models, runs=1)
+    file = tmp_path / "board.json"
+    results.write([result], file)
+    with pytest.raises(GhostEdgeError, match="no int8 model of a known network"):
+        rank(str(file), weights=weights)
+
+    for row, (name, ms) in zip(result["rows"], timed.items(), strict=True):
+        row |= {"model": f"{name}-export/model_int8.tflite", "precision": "int8", "median": ms}
+    results.write([result | {"name": "my board"}], file)
+    found = rank(str(file), weights=weights)
     assert [(c.name, c.cost, c.best) for c in found.choices] == [
         ("resnet20", 3.0, True),
         ("ghostnetv3-small-1.0x", 4.0, False),
