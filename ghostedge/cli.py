@@ -616,8 +616,6 @@ def list_(
     from ghostedge.pixels import PixelContract
 
     try:
-        import torch
-
         from ghostedge.models import ARCHITECTURES, TEACHERS, create, profile
     except ImportError as error:
         from ghostedge.errors import require
@@ -631,8 +629,7 @@ def list_(
             full = name if width is None else f"{name}-{width}x"
             arguments = {} if width is None else {"width": width}
             classes = 1000 if name.endswith("imagenet") else 10
-            with torch.device("meta"):  # nothing is computed, only counted
-                counts = profile(create(name, num_classes=classes, **arguments), imgsz)
+            counts = profile(create(name, num_classes=classes, **arguments), imgsz)
             card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
             rows.append(
                 [

@@ -289,8 +289,8 @@ def main(folder: Path, *steps: str) -> None:
 
 def markdown(table: dict[str, Any]) -> str:
     lines = [
-        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 |",
-        "|---|---|---|---|---|---|---|",
+        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | what it tries |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in table.items():
         counts = [f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()]
@@ -300,7 +300,7 @@ def markdown(table: dict[str, Any]) -> str:
             f"{row['macs'] / 1e6:.1f}",
             f"{row.get('x86', 0):.2f}",
         ]
-        lines.append(f"| {' | '.join([*cells, *counts])} | {CANDIDATES[name][0]}")
+        lines.append(f"| {' | '.join([*cells, *counts, CANDIDATES[name][0]])} |")
     return "\n".join(lines)
 
 
