@@ -139,7 +139,10 @@ LATE = "i3 96>64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96"
 LATE_SE = LATE.replace("192>96 /2", "192>96 /2 se").replace("288>96", "288>96 se")
 STRIDES = "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, c3 >96 /2, i3 288>96"
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sketch": ("FACTS' sketch", {"stem": (24, 1), "rows": SKETCH, "last": 160, "head": 1280}),
+    "sketch": (
+        "the first sketch, trained once",
+        {"stem": (24, 1), "rows": SKETCH, "last": 160, "head": 1280},
+    ),
     "sketch, no head": ("", {"stem": (24, 1), "rows": SKETCH}),
     "sketch, no SE": (
         "",
