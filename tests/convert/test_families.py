@@ -27,7 +27,7 @@ LABELS = ["a", "b", "c"]
     ("architecture", "arguments"),
     [
         ("densestride", {"width": 0.5, "branches": 2}),
-        ("mobileone-s0", {"width": 0.25, "branches": 2}),
+        ("resnet8", {}),
     ],
 )
 def test_a_family_comes_through_in_one_partition(
