@@ -387,6 +387,16 @@ Budget = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
 Licence = Annotated[str | None, typer.Option(help="Recorded with the weights, as in Apache-2.0.")]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="desktop, pi5, pi4, zero2w, microcontroller, or a .json file of bench --output.",
+    ),
+]
+Within = Annotated[
+    float | None, typer.Option(help="Highest cost there, in the unit that `list --for` shows.")
+]
 
 
 @app.command()
@@ -401,6 +411,8 @@ def train(
     from_: Annotated[
         str | None, typer.Option("--from", help="Start from a checkpoint or shipped weights.")
     ] = None,
+    for_: For = None,
+    within: Within = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start from ImageNet weights (a download).")
     ] = False,
@@ -420,6 +432,18 @@ def train(
     licence: Licence = None,
 ) -> None:
     """Train a network on images; Ctrl-C loses at most the epoch under way."""
+    if for_ is not None:
+        from ghostedge.targets import choose
+
+        if model or width or from_:
+            raise GhostEdgeError("--for chooses the weights to start from: leave out the others.")
+        chosen = choose(for_, within)
+        from_ = chosen.name
+        print(
+            f"From {from_}, the most accurate within the cost: see `ghostedge list --for {for_}`."
+        )
+    elif within is not None:
+        raise GhostEdgeError("--within is a cost on a target: name it with --for.")
     name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
     output = output or Path("runs") / (name or Path(str(from_)).stem)
     options = {
@@ -680,9 +704,16 @@ def info(model: Model) -> None:
 
 @app.command(name="list")
 def list_(
-    imgsz: Annotated[int, typer.Option(help="Image size that MACs are counted at.")] = 32,
+    imgsz: Annotated[int, typer.Option(help="Image size of MACs and costs.")] = 32,
+    for_: For = None,
+    within: Within = None,
 ) -> None:
-    """List the networks, their sizes, and which weights are shipped."""
+    """List the networks, their sizes, and which weights are shipped; --for ranks these on a target."""
+    if for_ is not None:
+        _list_for(for_, within, imgsz)
+        return
+    if within is not None:
+        raise GhostEdgeError("--within is a cost on a target: name it with --for.")
     from ghostedge.checkpoint import read, shipped
     from ghostedge.pixels import PixelContract
 
@@ -696,10 +727,11 @@ def list_(
     weights = shipped()
     rows = []
     for name, architecture in ARCHITECTURES.items():
-        for width in architecture.widths:
-            full = f"{name}-{width}x"
+        for width in architecture.widths or (None,):
+            full = name if width is None else f"{name}-{width}x"
+            arguments = {} if width is None else {"width": width}
             classes = 1000 if name.endswith("imagenet") else 10
-            counts = profile(create(name, width=width, num_classes=classes), imgsz)
+            counts = profile(create(name, num_classes=classes, **arguments), imgsz)
             card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
             rows.append(
                 [
@@ -717,8 +749,22 @@ def list_(
         f"MMACs at {imgsz}",
         "shipped weights",
     ]
-    _table("Networks; any other width can be named too", heading, rows)
+    _table("Networks; where there is a width, any other can be named too", heading, rows)
     print(f"Teachers, which train too: {', '.join(TEACHERS)}")
+
+
+def _list_for(target: str, within: float | None, imgsz: int) -> None:
+    from ghostedge.targets import rank
+
+    found = rank(target, within=within, imgsz=imgsz)
+    rows = [
+        [choice.name, f"{choice.top1:.2f}", f"{choice.cost:.3g}", "*" if choice.best else ""]
+        for choice in found.choices
+    ]
+    heading = ["weights", "top-1 %", f"cost, {found.unit}", "none better for less"]
+    _table(f"For {target}", heading, rows)
+    for line in found.sources:
+        print(line)
 
 
 def _accuracy_line(accuracy: dict[str, Any]) -> str:

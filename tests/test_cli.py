@@ -485,6 +485,29 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"ghostnetv3-small-1\.0x\W+483,554\W+374,174\W+9\.0", said)
     assert re.search(r"ghostnetv3-small-3\.4x\W+3,380,066\W+2,331,712", said)
     assert re.search(r"ghostnetv3-1\.0x\W+6,860,838\W+4,857,526", said)
+    assert re.search(r"resnet20\W+272,474\W+271,690\W+40\.8", said)
+
+
+def test_list_for_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list", "--for", "desktop", "--within", "2") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"ghostnetv3-small-1\.0x\W+\d\d\.\d\d\W+1\W", said)
+    assert "benchmarks/targets/costs.py" in said
+    assert "test images of cifar10" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("list", "--within", "2"), "--for"),
+        (("list", "--for", "pi6"), "Did you mean pi5"),
+        (("train", "drawn", "--within", "2"), "--for"),
+        (("train", "drawn", "--for", "pi4", "--model", "resnet8"), "leave out"),
+        (("train", "drawn", "--for", "desktop", "--within", "0.01"), "the cheapest"),
+    ],
+)
+def test_unusable_targets(refuse: Refuse, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refuse(*arguments)
 
 
 def test_info(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Path) -> None:

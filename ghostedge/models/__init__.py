@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from ghostedge.errors import GhostEdgeError, nearest
+from ghostedge.models.densestride import BASE, DENSE, LATE, DenseStride
 from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
+from ghostedge.models.mobilenet import V2, V3_SMALL, MobileNet
+from ghostedge.models.mobileone import MobileOne
 from ghostedge.models.reparam import fold
+from ghostedge.models.resnet import ResNet
+from ghostedge.models.shufflenet import X05, X10, ShuffleNetV2
 from ghostedge.models.teachers import NETS, Airbench
 
 __all__ = [
@@ -53,6 +58,37 @@ ARCHITECTURES = {
         "GhostNetV3 (arXiv 2404.11202) as published for ImageNet",
         (0.5, 1.0, 1.3, 1.6),
     ),
+    **{
+        f"densestride{variant}": Architecture(
+            partial(DenseStride, stages), f"DenseStride{variant}, for small images", widths
+        )
+        for variant, stages, widths in (
+            ("", BASE, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0)),
+            ("-late", LATE, (1.0,)),
+            ("-dense", DENSE, (1.0,)),
+        )
+    },
+    **{
+        f"resnet{depth}": Architecture(
+            partial(ResNet, depth), f"ResNet-{depth} (1512.03385) for 32x32 images, 16 to 64 wide"
+        )
+        for depth in (8, 14, 20, 32)
+    },
+    "mobilenetv2": Architecture(
+        partial(MobileNet, V2), "MobileNetV2 (1801.04381) for small images", (0.35, 0.5, 1.0)
+    ),
+    "mobilenetv3-small": Architecture(
+        partial(MobileNet, V3_SMALL), "MobileNetV3-Small (1905.02244) for small images", (0.5, 1.0)
+    ),
+    "shufflenetv2-x0.5": Architecture(
+        partial(ShuffleNetV2, X05), "ShuffleNetV2 x0.5 (1807.11164) for small images"
+    ),
+    "shufflenetv2-x1.0": Architecture(
+        partial(ShuffleNetV2, X10), "ShuffleNetV2 x1.0 (1807.11164) for small images"
+    ),
+    "mobileone-s0": Architecture(
+        MobileOne, "MobileOne-S0 (2206.04040) for small images", (0.25, 0.5, 1.0)
+    ),
 }
 
 TEACHERS = {
@@ -81,7 +117,7 @@ def parse_name(name: str) -> tuple[str, float]:
             f"There is no network called {name!r}.{nearest(name, known)} "
             "`ghostedge list` shows all; any width can follow, as in ghostnetv3-small-1.7x."
         )
-    if match["width"] and architecture in TEACHERS and not TEACHERS[architecture].widths:
+    if match["width"] and not {**ARCHITECTURES, **TEACHERS}[architecture].widths:
         raise GhostEdgeError(f"{architecture} has one width only: name it without one.")
     return architecture, float(match["width"] or 1.0)
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from ghostedge.checkpoint import Checkpoint
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models import create
-from ghostedge.models.ghostnetv3 import FULL, SMALL, STEM, Spec, channels
+from ghostedge.models.ghostnetv3 import FULL, SMALL, STEM, Spec
+from ghostedge.models.layers import channels
 from ghostedge.pixels import PixelContract
 
 

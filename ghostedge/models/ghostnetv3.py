@@ -11,13 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghostedge.models.layers import SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
-
-
-def channels(value: float) -> int:
-    """Round to a multiple of 4, never below 90% of the value."""
-    rounded = max(4, int(value + 2) // 4 * 4)
-    return rounded + 4 if rounded < 0.9 * value else rounded
 
 
 class Row(NamedTuple):
@@ -138,20 +133,6 @@ class GhostModule(nn.Module):
         return y if self.gate is None else y * self.gate(x)
 
 
-class SqueezeExcite(nn.Module):
-    """Channel weights from the global average (1709.01507), with a hard sigmoid."""
-
-    def __init__(self, width: int, ratio: float) -> None:
-        super().__init__()
-        hidden = channels(width * ratio)
-        self.reduce = nn.Conv2d(width, hidden, 1)
-        self.expand = nn.Conv2d(hidden, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1))))
-        return x * F.hardsigmoid(weights)
-
-
 class Bottleneck(nn.Module):
     """Expand, optionally stride and squeeze-excite, project, and add the shortcut."""
 
@@ -165,7 +146,7 @@ class Bottleneck(nn.Module):
             self.dw = RepConv(
                 mid, mid, kernel, row.stride, groups=mid, scale=form.extra, **form.branched
             )
-        self.se = SqueezeExcite(mid, row.se) if row.se else nn.Identity()
+        self.se = SqueezeExcite(mid, channels(mid * row.se)) if row.se else nn.Identity()
         self.project = GhostModule(mid, cout, form, relu=False)
         self.shortcut: nn.Module = nn.Identity()
         if cin != cout or row.stride > 1:
@@ -215,11 +196,7 @@ class GhostNetV3(nn.Module):
         self.last = RepConv(cin, last)
         self.head = nn.Conv2d(last, HEAD, 1)
         self.classifier = nn.Linear(HEAD, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(F.relu(self.stem(x)))

@@ -21,6 +21,12 @@ NETS = [
     *(("ghostnetv3-small", width) for width in ARCHITECTURES["ghostnetv3-small"].widths),
     ("ghostnetv3", 1.0),
     ("ghostnetv3-imagenet", 0.5),
+    *((name, None) for name, entry in ARCHITECTURES.items() if not entry.widths),
+    *(
+        (name, 0.5)
+        for name, entry in ARCHITECTURES.items()
+        if not name.startswith("ghost") and entry.widths
+    ),
 ]
 
 
@@ -39,8 +45,8 @@ def randomize(net: nn.Module, seed: int) -> None:
 
 
 @functools.cache
-def training_net(name: str, width: float) -> nn.Module:
-    return create(name, width=width).double().eval()
+def training_net(name: str, width: float | None) -> nn.Module:
+    return create(name, **({} if width is None else {"width": width})).double().eval()
 
 
 def error(net: nn.Module, deployed: nn.Module, images: Tensor) -> float:
@@ -53,7 +59,9 @@ def error(net: nn.Module, deployed: nn.Module, images: Tensor) -> float:
 @pytest.mark.parametrize(("name", "width"), NETS)
 @settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**31), size=st.integers(24, 40))
-def test_fold_is_exact_and_leaves_no_branch(name: str, width: float, seed: int, size: int) -> None:
+def test_fold_is_exact_and_leaves_no_branch(
+    name: str, width: float | None, seed: int, size: int
+) -> None:
     net = training_net(name, width)
     randomize(net, seed)
     before = copy.deepcopy(net.state_dict())

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import ARCHITECTURES, create, parse_name, profile
-from ghostedge.models.ghostnetv3 import channels
+from ghostedge.models.layers import channels
 
 # Threads that wait for each other on busy cores take eight times as long.
 torch.set_num_threads(1)
@@ -24,6 +27,49 @@ PUBLISHED = [
 ]
 
 
+OTHERS = [
+    # name, width, parameters deployed, MMACs at 32x32
+    ("densestride", 0.5, 63_370, 2.3),
+    ("densestride", 0.75, 142_978, 5.3),
+    ("densestride", 1.0, 247_314, 8.5),
+    ("densestride", 1.25, 380_066, 12.5),
+    ("densestride", 1.5, 551_834, 18.5),
+    ("densestride", 1.75, 800_154, 28.9),
+    ("densestride", 2.0, 1_448_362, 45.0),
+    ("densestride", 3.0, 3_385_786, 109.4),
+    ("densestride-late", 1.0, 329_850, 8.3),
+    ("densestride-dense", 1.0, 256_362, 10.8),
+    ("resnet8", None, 77_706, 12.5),
+    ("resnet14", None, 174_698, 26.7),
+    ("resnet20", None, 271_690, 40.8),
+    ("resnet32", None, 465_674, 69.1),
+    ("mobilenetv2", 0.35, 401_898, 15.6),
+    ("mobilenetv2", 0.5, 691_218, 28.0),
+    ("mobilenetv2", 1.0, 2_219_626, 88.0),
+    ("mobilenetv3-small", 0.5, 406_322, 5.5),
+    ("mobilenetv3-small", 1.0, 1_522_050, 17.5),
+    ("shufflenetv2-x0.5", None, 348_066, 10.9),
+    ("shufflenetv2-x1.0", None, 1_255_764, 45.0),
+    ("mobileone-s0", 0.25, 77_130, 2.3),
+    ("mobileone-s0", 0.5, 279_338, 7.0),
+    ("mobileone-s0", 1.0, 1_063_754, 25.6),
+]
+IMAGENET = {
+    # Parameters of the papers' and torchvision's nets, of which only strides differ here.
+    "mobilenetv2": 3_504_872,
+    "mobilenetv3-small": 2_542_856,
+    "shufflenetv2-x0.5": 1_366_792,
+    "shufflenetv2-x1.0": 2_278_604,
+}
+
+
+def build(name: str, width: float | None = 0.5, **arguments: Any) -> nn.Module:
+    """Build a net, at a width where it has one."""
+    if ARCHITECTURES[name].widths:
+        arguments["width"] = width
+    return create(name, **arguments)
+
+
 @pytest.mark.parametrize(("name", "width", "training", "deployed", "mmacs"), PUBLISHED)
 def test_counts_are_the_published_ones(
     name: str, width: float, training: int, deployed: int, mmacs: float
@@ -32,6 +78,32 @@ def test_counts_are_the_published_ones(
     assert counted.training_parameters == training
     assert counted.deployed_parameters == deployed
     assert round(counted.macs / 1e6, 1) == mmacs
+
+
+@pytest.mark.parametrize(("name", "width", "deployed", "mmacs"), OTHERS)
+def test_counts_of_the_other_families(
+    name: str, width: float | None, deployed: int, mmacs: float
+) -> None:
+    counted = profile(build(name, width), 32)
+    assert counted.deployed_parameters == deployed
+    assert round(counted.macs / 1e6, 1) == mmacs
+
+
+@pytest.mark.parametrize(("name", "parameters"), IMAGENET.items())
+def test_peers_have_the_published_parameters(name: str, parameters: int) -> None:
+    net = build(name, 1.0, num_classes=1000)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_every_registered_size_is_counted() -> None:
+    counted = {(name, width) for name, width, *_ in (*PUBLISHED, *OTHERS)}
+    registered = {
+        (name, width)
+        for name, entry in ARCHITECTURES.items()
+        for width in entry.widths or (None,)
+        if not name.endswith("imagenet")
+    }
+    assert registered == counted
 
 
 @pytest.mark.parametrize(("size", "mmacs"), [(96, 79), (224, 427)])
@@ -62,14 +134,14 @@ def test_imagenet_form_differs_from_the_small_image_form_in_its_stem_only() -> N
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("size", "classes"), [(24, 1), (25, 2), (47, 10), (255, 3), (256, 1000)])
 def test_any_image_size_and_number_of_classes(architecture: str, size: int, classes: int) -> None:
-    net = create(architecture, num_classes=classes, width=0.5).eval()
+    net = build(architecture, num_classes=classes).eval()
     with torch.inference_mode():
         assert net(torch.randn(1, 3, size, size)).shape == (1, classes)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_image_scores_the_same_alone_and_in_a_batch(architecture: str) -> None:
-    net = create(architecture, width=0.5).double().eval()
+    net = build(architecture).double().eval()
     images = torch.randn(3, 3, 33, 29, dtype=torch.float64)
     with torch.inference_mode():
         torch.testing.assert_close(net(images[:1]), net(images)[:1], rtol=1e-9, atol=1e-12)
@@ -114,6 +186,12 @@ def test_a_wrong_name_suggests_the_near_ones(wrong: str, suggestion: str) -> Non
 def test_a_width_out_of_range_is_refused(width: float) -> None:
     with pytest.raises(GhostEdgeError, match=r"outside 0\.1 to 8"):
         create("ghostnetv3-small", width=width)
+
+
+@pytest.mark.parametrize("wrong", ["resnet20-0.5x", "shufflenetv2-x0.5-2x"])
+def test_a_width_of_a_net_of_one_size_is_refused(wrong: str) -> None:
+    with pytest.raises(GhostEdgeError, match="one width only"):
+        parse_name(wrong)
 
 
 def test_an_unknown_argument_is_refused() -> None:

@@ -1,0 +1,241 @@
+"""What every registered network costs, on each target: ghostedge/costs.json.
+
+    python benchmarks/targets/costs.py FOLDER [models] [instructions] [arena] [latency]
+
+Without the last words all four are done, in this order; FOLDER keeps the models. What the table has of
+the same file is taken over, so that an interrupted run goes on; 32 pixels and int8 come first. Weights
+are random: a cost hardly depends on them.
+
+- models: each net, single-branch, folded, through the export's own way to TFLite: bytes of flash,
+  XNNPACK partitions, largest sum of the activations alive at once, MACs.
+- instructions: of the guest, of one inference on an emulated A53, A72 and A76 (benchmarks/arm64).
+- arena: what TensorFlow Lite Micro (TFLM in a .venv-tflm) needs for the int8 model, with int8 ends.
+- latency: of this x86 machine, as a ratio to ghostnetv3-small-1.0x int8 of the same image size, by
+  `ghostedge bench` of the three at once, interleaved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
+from ghostedge.convert.audit import audit
+from ghostedge.convert.ranges import observe
+from ghostedge.convert.rewrites import finish, rewrite
+from ghostedge.files import atomic_file, sha256
+from ghostedge.latency.runner import machine
+from ghostedge.latency.timing import bench
+from ghostedge.models import ARCHITECTURES, create, fold, profile
+from ghostedge.models.synthetic import noise
+from ghostedge.pixels import PixelContract
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "arm64"))
+emulator = importlib.import_module("emulator")
+
+TABLE = HERE.parents[1] / "ghostedge" / "costs.json"
+COMMAND = "python benchmarks/targets/costs.py FOLDER"
+TFLM = HERE.parents[1] / ".venv-tflm" / "bin" / "python"
+TFLM_VERSION = "0.dev20261023182759"
+BASE = "ghostnetv3-small-1.0x"
+SIZES = (32, 96)
+PRECISIONS = ("int8", "fp32")
+RUNS = 40
+STEPS = ("models", "instructions", "arena", "latency")
+ARENA = """
+import sys
+from tflite_micro import runtime
+model = open(sys.argv[1], "rb").read()
+runtime.Interpreter.from_bytes(model, arena_size=16_000_000).print_allocations()
+"""
+
+
+def networks() -> Iterator[tuple[str, str, float | None]]:
+    """Yield (name, architecture, width) of all but ImageNet's form, which is not for small images."""
+    for name, entry in ARCHITECTURES.items():
+        if not name.endswith("imagenet"):
+            for width in entry.widths or (None,):
+                yield name if width is None else f"{name}-{width}x", name, width
+
+
+def build(architecture: str, width: float | None) -> nn.Module:
+    torch.manual_seed(0)
+    return create(architecture, **({} if width is None else {"width": width, "branches": 1}))
+
+
+def fixed_statistics(net: nn.Module) -> nn.Module:
+    """Give a net BatchNorm statistics, without which random weights drive activations anywhere."""
+    net.train()
+    with torch.no_grad():
+        for _ in range(10):
+            net(torch.randn(32, 3, 32, 32))
+    return net.eval()
+
+
+def convert(net: nn.Module, size: int, folder: Path) -> None:
+    """Write model_fp32.tflite, model_int8.tflite and model_int8_io.tflite (int8 ends)."""
+    pixels = PixelContract(size)
+    core = to_onnx.simplified(to_onnx.core(fold(net), pixels, to_onnx.TFLITE_OPSET), 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(rewrite(core), Path(scratch, to_tflite.CORE))
+        to_tflite.convert(Path(scratch), ["fp32"])
+        model = finish(Path(scratch, "model_fp32.tflite").read_bytes())
+    ranges = observe(model, noise(size)[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, io in (("int8", "uint8"), ("int8_io", "int8")):
+        (folder / f"model_{name}.tflite").write_bytes(to_int8_tflite.quantize(model, ranges, io))
+    (folder / "model_fp32.tflite").write_bytes(model)
+
+
+def describe(file: Path, net: nn.Module, size: int) -> dict[str, Any]:
+    found = audit(file)
+    return {
+        "sha256": sha256(file),
+        "bytes": file.stat().st_size,
+        "partitions": found["partitions"],
+        "outside": found["outside"],
+        "peak_activation_bytes": found["peak_activation_bytes"],
+        "macs": profile(net, size).macs,  # of the net; rewrites may add some
+    }
+
+
+def instructions(file: Path, size: int) -> dict[str, int]:
+    """Count one inference on every emulated CPU."""
+    image = np.zeros((1, size, size, 3), np.uint8)
+    with ThreadPoolExecutor() as pool:
+        runs = pool.map(lambda cpu: emulator.run(file, cpu, image), emulator.BOARDS)
+    return {cpu: round(run.instructions) for cpu, run in zip(emulator.BOARDS, runs, strict=True)}
+
+
+def arena(file: Path) -> int | str:
+    """Return the bytes that TFLM needs beside the model, or why it cannot run it."""
+    done = subprocess.run([TFLM, "-c", ARENA, file], capture_output=True, text=True)
+    found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
+    if found is None:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        return next((line for line in said if "op" in line.lower()), said[-1])
+    return int(found[1])
+
+
+class Table:
+    """The rows of costs.json by network, image size and precision; several steps may run at once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+        self.machine: dict[str, Any] | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Take over what the file has and we have not."""
+        stored = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": []}
+        self.machine = self.machine or stored.get("machine")
+        for row in stored["rows"]:
+            own = self.rows.setdefault((row["network"], row["size"], row["precision"]), row)
+            if own["sha256"] == row["sha256"]:
+                own.update({key: value for key, value in row.items() if key not in own})
+
+    def row(self, key: tuple[str, int, str], file: Path) -> dict[str, Any]:
+        """Return the row of a file; it begins anew where the file is not what was measured."""
+        row = self.rows.get(key, {})
+        if row.get("sha256") != sha256(file):
+            architecture, width = next(net[1:] for net in networks() if net[0] == key[0])
+            row = dict(zip(("network", "size", "precision"), key, strict=True))
+            row |= describe(file, build(architecture, width), key[1])
+            self.rows[key] = row
+            self.save()
+        return row
+
+    def save(self) -> None:
+        """Write all rows of networks that are registered."""
+        self.load()
+        versions = {**emulator.versions(), "tflite-micro": TFLM_VERSION}
+        head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": versions}
+        names = {net[0] for net in networks()}
+        lines = [json.dumps(self.rows[key]) for key in sorted(self.rows) if key[0] in names]
+        with atomic_file(TABLE) as file:
+            file.write_text(json.dumps(head)[:-1] + ',\n"rows": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def main(folder: Path, *steps: str) -> None:
+    table = Table()
+    for size, step in itertools.product(SIZES, steps or STEPS):
+        for precision in PRECISIONS if step != "models" else PRECISIONS[:1]:
+            for name, architecture, width in networks():
+                made = folder / f"{name}-{size}"
+                file = made / f"model_{precision}.tflite"
+                if step == "models" and not file.exists():
+                    convert(fixed_statistics(build(architecture, width)), size, made)
+                if not file.exists():
+                    continue
+                row = table.row((name, size, precision), file)
+                if step == "instructions" and "instructions" not in row:
+                    row["instructions"] = instructions(file, size)
+                elif step == "arena" and precision == "int8" and "arena" not in row:
+                    row["arena"] = arena(made / "model_int8_io.tflite")
+                elif step == "latency" and "x86" not in row:
+                    latency(table, folder, name, size)
+                else:
+                    continue
+                table.save()
+                print(step, json.dumps(row), flush=True)
+    print(markdown(table))
+
+
+def shown(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(table: Table) -> str:
+    """Return the tables of README.md: int8 (fp32), for each image size."""
+    heads = ["network", "MMACs", "x86", "A53", "A72", "A76", "TFLM kB", "flash kB", "peak kB"]
+    parts = []
+    for size in SIZES:
+        lines = [f"At {size}x{size}:\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for name, _, _ in networks():
+            both = [table.rows.get((name, size, precision), {}) for precision in PRECISIONS]
+            if not both[0]:
+                continue
+
+            def pair(key: str, unit: float = 1.0, both: list[dict[str, Any]] = both) -> str:
+                values = [({**row, **row.get("instructions", {})}).get(key) for row in both]
+                first, second = ("-" if v is None else shown(v / unit) for v in values)
+                return f"{first} ({second})"
+
+            cells = [name, f"{both[0]['macs'] / 1e6:.1f}", pair("x86")]
+            cells += [pair(cpu, 1e6) for cpu in emulator.BOARDS]
+            cells.append(shown(both[0]["arena"] / 1e3) if "arena" in both[0] else "-")
+            cells += [pair("bytes", 1e3), pair("peak_activation_bytes", 1e3)]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def latency(table: Table, folder: Path, name: str, size: int) -> None:
+    """Time both precisions of a net beside the base."""
+    base = folder / f"{BASE}-{size}" / "model_int8.tflite"
+    files = [folder / f"{name}-{size}" / f"model_{precision}.tflite" for precision in PRECISIONS]
+    rows = bench([f for f in files if f != base], against=[base], runs=RUNS)["rows"]
+    medians = {row["model"]: row["median"] for row in rows}
+    for precision, file in zip(PRECISIONS, files, strict=True):
+        ratio = medians[str(file)] / medians[str(base)]
+        table.row((name, size, precision), file)["x86"] = round(ratio, 4)
+    table.machine = {"cpu": machine()["cpu"], "features": machine()["features"]}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

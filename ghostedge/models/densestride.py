@@ -1,0 +1,131 @@
+"""DenseStride: a net for small images that is cheap on CPUs with int8 dot products and without.
+
+It strides in dense 3x3 convs and computes in inverted bottlenecks (MobileNetV2, 1801.04381), which
+keep their shape and have a shortcut. What each choice costs, int8 at 32x32, as x86 time in parts of
+GhostNetV3-Small 1.0x and million instructions on A72 / A76 (benchmarks/targets has the table; accuracy
+is not in it):
+
+- Strides in dense convs, not in bottlenecks: 0.30, 3.18 / 1.25 against 0.32, 3.37 / 1.37. A bottleneck
+  that strides expands at the larger size.
+- Three halvings: wider blocks at 8x8 instead of those at 4x4 cost 0.41, 4.11 / 1.69. The stem has none of
+  them; one that strides, and the cost put into 16x16, is dearer on x86 (0.42, 3.65 / 1.65).
+- Expansion by 2 and depthwise 3x3 kernels: a depthwise product costs as much as 3 (A72) to 8 (A76) dense
+  ones. 5x5 at 8x8 and 4x4: 0.36, 3.38 / 1.44.
+- Squeeze-excitation at 4x4 only, where it is nearly free: 0.31, 3.21 / 1.27.
+- No gate, no layer of 1280, no ghost module: that halves a 1x1 conv for a depthwise one, which by the
+  same prices pays from 27 channels on an A72, from 72 on an A76.
+- Channels in eights: the int8 kernels compute eight (A53, A72) or sixteen (A76) at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostedge.models.layers import SqueezeExcite, kaiming
+from ghostedge.models.reparam import RepConv
+
+
+class Stage(NamedTuple):
+    """A halving of the image and the blocks after it, at width 1.0."""
+
+    out: int
+    expansion: int
+    """Of the blocks; 0 for blocks of two dense 3x3 convs in their place."""
+    blocks: int
+    se: float
+    """Share of a block's channels in the hidden layer of squeeze-excitation; 0 for none."""
+
+
+STEM, LAST = 16, 256
+BASE = (Stage(32, 2, 1, 0), Stage(64, 2, 2, 0), Stage(96, 3, 1, 0.25))
+LATE = (Stage(32, 2, 1, 0), Stage(64, 2, 1, 0), Stage(96, 3, 2, 0.25))
+DENSE = (Stage(32, 0, 1, 0), Stage(64, 2, 2, 0), Stage(96, 3, 1, 0.25))
+
+
+def eights(value: float) -> int:
+    """Return the nearest multiple of 8, which is what the int8 kernels compute at once."""
+    return 8 * max(1, round(value / 8))
+
+
+class Conv(RepConv):
+    """A conv whose training form, from two branches on, has the scale and skip branches it can have."""
+
+    def __init__(self, cin: int, cout: int, side: int, branches: int, **arguments: Any) -> None:
+        extra = branches > 1
+        skip = extra and cin == cout and arguments.get("stride", 1) == 1
+        kernel = (side, side)
+        super().__init__(
+            cin, cout, kernel, branches=branches, scale=extra and side > 1, skip=skip, **arguments
+        )
+
+
+class Inverted(nn.Module):
+    """Expand by a 1x1 conv, mix by a depthwise 3x3 one, squeeze-excite, project, add."""
+
+    def __init__(self, width: int, stage: Stage, branches: int) -> None:
+        super().__init__()
+        mid = width * stage.expansion
+        self.expand = Conv(width, mid, 1, branches)
+        self.dw = Conv(mid, mid, 3, branches, groups=mid)
+        hidden = eights(mid * stage.se)
+        self.se = SqueezeExcite(mid, hidden) if stage.se else nn.Identity()
+        self.project = Conv(mid, width, 1, branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.project(self.se(F.relu(self.dw(F.relu(self.expand(x))))))
+
+
+class Dense(nn.Module):
+    """Two dense 3x3 convs, the first of three quarters of the width, add."""
+
+    def __init__(self, width: int, branches: int) -> None:
+        super().__init__()
+        mid = eights(width * 0.75)
+        self.first = Conv(width, mid, 3, branches)
+        self.second = Conv(mid, width, 3, branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class DenseStride(nn.Module):
+    """Logits (batch, num_classes) from normalised RGB images (batch, 3, height, width).
+
+    Args:
+        stages: `BASE`, `LATE` or `DENSE`.
+        width: multiplies channels, which are multiples of 8, and deepens (1 + width) / 2 times.
+        branches: parallel branches of each conv in training form (see `Conv`).
+    """
+
+    def __init__(
+        self,
+        stages: tuple[Stage, ...],
+        num_classes: int = 10,
+        width: float = 1.0,
+        branches: int = 1,
+    ) -> None:
+        super().__init__()
+        cin = eights(STEM * width)
+        self.stem = Conv(3, cin, 3, branches)
+        made = []
+        for stage in stages:
+            cout = eights(stage.out * width)
+            layers: list[nn.Module] = [Conv(cin, cout, 3, branches, stride=2), nn.ReLU()]
+            for _ in range(round(stage.blocks * (1 + width) / 2)):
+                layers.append(
+                    Inverted(cout, stage, branches) if stage.expansion else Dense(cout, branches)
+                )
+            made.append(nn.Sequential(*layers))
+            cin = cout
+        self.stages = nn.Sequential(*made)
+        last = eights(LAST * width)
+        self.last = Conv(cin, last, 1, branches)
+        self.classifier = nn.Linear(last, num_classes)
+        kaiming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.last(self.stages(F.relu(self.stem(x)))))
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))

@@ -1,0 +1,34 @@
+"""What several families share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def channels(value: float, divisor: int = 4) -> int:
+    """Round to a multiple of `divisor`, never below 90% of the value."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def kaiming(net: nn.Module) -> None:
+    """Give the convs of a net that ends in ReLUs their first weights (1502.01852)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel weights from the global average (1709.01507), with a hard sigmoid."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width, hidden, 1)
+        self.expand = nn.Conv2d(hidden, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1))))
+        return x * F.hardsigmoid(weights)

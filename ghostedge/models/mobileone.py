@@ -1,0 +1,67 @@
+"""A net after MobileOne-S0 (2206.04040) for small images: depthwise and 1x1 convs that fold.
+
+Deployed it is MobileNetV1's chain without a shortcut. The stem keeps the size, so that 32 pixels end
+as 4; widths and blocks are S0's.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostedge.models.layers import channels, kaiming
+from ghostedge.models.reparam import RepConv
+
+STEM = 48
+STAGES = ((48, 2, 2), (128, 8, 2), (256, 10, 2), (1024, 1, 1))
+"""Width, blocks and stride of each stage at width 1.0."""
+
+
+class Block(nn.Module):
+    """A depthwise 3x3 and a 1x1 conv, both sums of branches in training form."""
+
+    def __init__(self, cin: int, cout: int, stride: int, branches: int) -> None:
+        super().__init__()
+        extra = branches > 1
+        self.dw = RepConv(
+            cin,
+            cin,
+            (3, 3),
+            stride,
+            groups=cin,
+            branches=branches,
+            scale=extra,
+            skip=extra and stride == 1,
+        )
+        self.project = RepConv(cin, cout, branches=branches, skip=extra and cin == cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.project(F.relu(self.dw(x))))
+
+
+class MobileOne(nn.Module):
+    """Logits (batch, num_classes) from normalised RGB images (batch, 3, height, width).
+
+    Args:
+        width: width multiplier; channels are multiples of 8.
+        branches: parallel branches of each conv in training form, S0 has 4; above 1 they come with
+            scale and skip branches.
+    """
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 4) -> None:
+        super().__init__()
+        cin = channels(STEM * width, 8)
+        self.stem = RepConv(3, cin, (3, 3), branches=branches, scale=branches > 1)
+        blocks = []
+        for out, count, stride in STAGES:
+            for index in range(count):
+                cout = channels(out * width, 8)
+                blocks.append(Block(cin, cout, 1 if index else stride, branches))
+                cin = cout
+        self.blocks = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(cin, num_classes)
+        kaiming(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.stem(x)))
+        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))

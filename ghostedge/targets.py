@@ -1,0 +1,192 @@
+"""Which network for which device: what each costs there (costs.json), and how good its weights are."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ghostedge import checkpoint
+from ghostedge.bundle import is_bundle, read_manifest
+from ghostedge.errors import GhostEdgeError, nearest
+
+COSTS = Path(__file__).with_name("costs.json")
+"""Made by benchmarks/targets/costs.py; a row for each network, image size and precision."""
+BASE = "ghostnetv3-small-1.0x"
+"""The paper's network, whose cost is the limit where none is given."""
+
+
+class Target(NamedTuple):
+    """A device: where its figure stands in a row of costs.json, in which unit, and what it is."""
+
+    key: str
+    scale: float
+    unit: str
+    source: str
+
+
+_COUNTED = "million instructions of one inference on an emulated {}; a count is no time"
+TARGETS = {
+    "desktop": Target(
+        "x86", 1, f"x {BASE}", "time of one inference on an x86 CPU with int8 dot products (VNNI)"
+    ),
+    "pi5": Target("cortex-a76", 1e-6, "M", _COUNTED.format("Cortex-A76")),
+    "pi4": Target("cortex-a72", 1e-6, "M", _COUNTED.format("Cortex-A72")),
+    "zero2w": Target("cortex-a53", 1e-6, "M", _COUNTED.format("Cortex-A53")),
+    "microcontroller": Target(
+        "arena", 1e-3, "kB", "RAM that TensorFlow Lite Micro needs beside the model in flash"
+    ),
+}
+
+
+class Choice(NamedTuple):
+    """Weights that there are for a target."""
+
+    name: str
+    cost: float
+    top1: float
+    best: bool
+    """Whether none is both cheaper and at least as accurate."""
+
+
+class Ranking(NamedTuple):
+    """Weights by accuracy, best first, and where the figures come from."""
+
+    choices: list[Choice]
+    unit: str
+    limit: float
+    """The cost of the paper's network; infinite where that is not known."""
+    sources: list[str]
+
+
+def rank(
+    target: str,
+    *,
+    within: float | None = None,
+    imgsz: int = 32,
+    weights: Mapping[str, Path] | None = None,
+) -> Ranking:
+    """Rank weights by accuracy on what a target can afford.
+
+    Args:
+        target: of `TARGETS`, or the .json file that `ghostedge bench --output` wrote on a board.
+        within: highest cost, in the target's unit.
+        imgsz: image size that costs are for; a board's file is of the sizes that were timed.
+        weights: checkpoints by name; by default those that travel with the package.
+
+    Only checkpoints that were measured on the same images are compared: those of most of them.
+    Raises GhostEdgeError for an unknown target or size, and where nothing is left to rank.
+    """
+    costs, unit, source = costs_of(target, imgsz)
+    tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
+    found = sorted((-top, costs[name], name) for name, top in tops.items() if name in costs)
+    choices = [
+        Choice(
+            name, cost, -top, best=cost < min((c for _, c, _ in found[:index]), default=cost + 1)
+        )
+        for index, (top, cost, name) in enumerate(found)
+        if within is None or cost <= within
+    ]
+    if not choices:
+        cheapest = min((cost for _, cost, _ in found), default=None)
+        raise GhostEdgeError(
+            f"No shipped weights have a cost on {target} at this size: bench exports of them there."
+            if cheapest is None
+            else f"No weights cost {within:g} {unit} or less on {target}: the cheapest, {cheapest:.3g}."
+        )
+    return Ranking(choices, unit, costs.get(BASE, float("inf")), [f"Cost: {source}.", measured])
+
+
+def costs_of(target: str, imgsz: int) -> tuple[dict[str, float], str, str]:
+    """Return the int8 cost of each network on a target, its unit, and where it comes from.
+
+    Arguments and errors are those of `rank`.
+    """
+    if target.endswith(".json"):
+        return _of_bench(Path(target))
+    if target in TARGETS:
+        return _of_table(TARGETS[target], imgsz)
+    raise GhostEdgeError(
+        f"There is no target {target!r}.{nearest(target, TARGETS)} Name one of "
+        f"{', '.join(TARGETS)}, or the .json file of a `ghostedge bench --output` on the board."
+    )
+
+
+def choose(target: str, within: float | None = None) -> Choice:
+    """Return the most accurate weights that cost no more than `within`, or than the paper's network."""
+    found = rank(target, within=within)
+    if within is None:
+        found = rank(target, within=max(found.limit, min(c.cost for c in found.choices)))
+    return found.choices[0]
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return dict(json.loads(COSTS.read_text("utf-8")))
+
+
+def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
+    table = _table()
+    rows = [row for row in table["rows"] if row["precision"] == "int8"]
+    if imgsz not in {row["size"] for row in rows}:
+        sizes = sorted({str(row["size"]) for row in rows})
+        raise GhostEdgeError(f"Costs are known at {' and '.join(sizes)} pixels, not at {imgsz}.")
+    costs = {}
+    for row in rows:
+        figure = {**row, **row.get("instructions", {})}.get(target.key)
+        if row["size"] == imgsz and isinstance(figure, (int, float)):
+            costs[row["network"]] = figure * target.scale
+    kind = f"int8 at {imgsz} pixels, {target.source}"
+    return costs, target.unit, f"{kind} ({table['command']})"
+
+
+def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
+    """Return the fastest int8 time of each network in a bench, in ms.
+
+    Networks are known by their bundle's manifest or, where that is gone, by their name in the path.
+    """
+    from ghostedge.latency import results
+
+    costs: dict[str, float] = {}
+    found = results.read(path)
+    names = sorted({row["network"] for row in _table()["rows"]}, key=len, reverse=True)
+    for result in found:
+        for row in result["rows"]:
+            folder = Path(row["model"]).parent
+            if is_bundle(folder):
+                name = read_manifest(folder)["name"]
+            else:
+                known = (n for n in names if re.search(rf"\b{re.escape(n)}\b", row["model"]))
+                name = next(known, None)
+            if name is not None and row["precision"] == "int8":
+                costs[name] = min(row["median"], costs.get(name, row["median"]))
+    if not costs:
+        raise GhostEdgeError(
+            f"{path} has no int8 model of a known network: export some with --int8, keep the names "
+            "of their folders, and bench those."
+        )
+    machines = ", ".join(sorted({result["name"] for result in found}))
+    return costs, "ms", f"int8, median of one inference on {machines} ({path})"
+
+
+def _accuracies(weights: Mapping[str, Path]) -> tuple[dict[str, float], str]:
+    """Return top-1 in percent by network, of the data that most checkpoints record, and its name."""
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for file in weights.values():
+        card, _ = checkpoint.read(file)
+        for part in ("test", "validation"):
+            figures = card.accuracy.get(part, {})
+            if "top1" in figures:
+                data = (card.data.get("name"), card.data.get("fingerprint"))
+                group = groups.setdefault((*data, part, figures["images"]), {})
+                group[card.name] = max(figures["top1"], group.get(card.name, 0.0))
+    if not groups:
+        return {}, "Accuracy: no weights record any."
+    name, fingerprint, part, images = max(groups, key=lambda key: len(groups[key]))
+    used = f"{images:,} {part} images of {name} ({str(fingerprint)[:8]})"
+    return groups[name, fingerprint, part, images], (
+        f"Accuracy: top-1 of the float network on {used}, from the cards of the weights."
+    )

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ghostedge import targets
+from ghostedge.checkpoint import Checkpoint, save
+from ghostedge.errors import GhostEdgeError
+from ghostedge.latency import results
+from ghostedge.latency.timing import bench
+from ghostedge.models import ARCHITECTURES
+from ghostedge.pixels import PixelContract
+from ghostedge.targets import TARGETS, choose, rank
+from tests.runtime_fixtures import write_onnx
+
+COSTS = {
+    # network: x86, instructions on A53, A72, A76, arena
+    "ghostnetv3-small-1.0x": (1.0, 6e6, 5e6, 4e6, 60_000),
+    "resnet8": (0.3, 5e6, 4e6, 1e6, 55_000),
+    "resnet20": (0.9, 16e6, 13e6, 4.5e6, 58_000),
+    "mobilenetv2-0.5x": (1.2, 4e6, 3e6, 2e6, 90_000),
+}
+TOP1 = {
+    "ghostnetv3-small-1.0x": 86.0,
+    "resnet8": 80.0,
+    "resnet20": 88.0,
+    "mobilenetv2-0.5x": 85.0,
+}
+
+
+@pytest.fixture
+def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    rows: list[dict[str, Any]] = []
+    for network, (x86, a53, a72, a76, arena) in COSTS.items():
+        counts = {"cortex-a53": a53, "cortex-a72": a72, "cortex-a76": a76}
+        row = {"network": network, "size": 32, "x86": x86, "instructions": counts, "arena": arena}
+        rows += [row | {"precision": "int8"}, row | {"precision": "fp32", "x86": 0.01}]
+    file = tmp_path / "costs.json"
+    file.write_text(json.dumps({"command": "made up", "rows": rows}))
+    monkeypatch.setattr(targets, "COSTS", file)
+    targets._table.cache_clear()
+    yield
+    targets._table.cache_clear()
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, Path]:
+    """Checkpoints without tensors: only what they record of accuracy is read."""
+    found = {}
+    for name, top1 in TOP1.items():
+        architecture, _, width = name.rpartition("-") if name.endswith("x") else (name, "", "")
+        arguments = {"width": float(width[:-1])} if width else {}
+        card = Checkpoint(architecture, arguments, ["a", "b"], PixelContract(32))
+        card.accuracy = {"test": {"top1": top1, "images": 500}}
+        card.data = {"name": "figures", "fingerprint": "12345678"}
+        found[name] = tmp_path / f"{name}.safetensors"
+        save(found[name], card, {})
+    return found
+
+
+def names(ranking: targets.Ranking) -> list[str]:
+    return [choice.name for choice in ranking.choices]
+
+
+@pytest.mark.parametrize(
+    ("target", "within", "expected"),
+    [
+        ("pi4", None, ["resnet20", "ghostnetv3-small-1.0x", "mobilenetv2-0.5x", "resnet8"]),
+        ("pi4", 5, ["ghostnetv3-small-1.0x", "mobilenetv2-0.5x", "resnet8"]),
+        ("pi4", 4.5, ["mobilenetv2-0.5x", "resnet8"]),
+        ("desktop", 0.95, ["resnet20", "resnet8"]),
+        ("zero2w", 5.5, ["mobilenetv2-0.5x", "resnet8"]),
+        ("pi5", 1, ["resnet8"]),
+        ("microcontroller", 59, ["resnet20", "resnet8"]),
+    ],
+)
+def test_order_by_accuracy_at_cost(
+    costs: None, weights: dict[str, Path], target: str, within: float | None, expected: list[str]
+) -> None:
+    assert names(rank(target, within=within, weights=weights)) == expected
+
+
+def test_what_nothing_beats_is_marked_and_sources_are_named(
+    costs: None, weights: dict[str, Path]
+) -> None:
+    found = rank("desktop", weights=weights)
+    best = [choice.name for choice in found.choices if choice.best]
+    assert best == ["resnet20", "resnet8"]
+    assert "made up" in found.sources[0]
+    assert "500 test images of figures" in found.sources[1]
+
+
+def test_only_weights_measured_on_the_same_images_are_compared(
+    costs: None, weights: dict[str, Path]
+) -> None:
+    card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
+    card.accuracy = {"test": {"top1": 99.0, "images": 500}}
+    card.data = {"name": "others", "fingerprint": "87654321"}
+    save(weights["resnet8"], card, {})
+    assert "resnet8" not in names(rank("pi4", weights=weights))
+
+
+def test_a_target_of_ones_own_board(costs: None, weights: dict[str, Path], tmp_path: Path) -> None:
+    timed = {"resnet20": 3.0, "ghostnetv3-small-1.0x": 4.0}
+    models = [write_onnx(tmp_path / "a.onnx"), write_onnx(tmp_path / "b.onnx", softmax=False)]
+    result = bench(models, runs=1)
+    file = tmp_path / "board.json"
+    results.write([result], file)
+    with pytest.raises(GhostEdgeError, match="no int8 model of a known network"):
+        rank(str(file), weights=weights)
+
+    for row, (name, ms) in zip(result["rows"], timed.items(), strict=True):
+        row |= {"model": f"{name}-export/model_int8.tflite", "precision": "int8", "median": ms}
+    results.write([result | {"name": "my board"}], file)
+    found = rank(str(file), weights=weights)
+    assert [(c.name, c.cost, c.best) for c in found.choices] == [
+        ("resnet20", 3.0, True),
+        ("ghostnetv3-small-1.0x", 4.0, False),
+    ]
+    assert "my board" in found.sources[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "pi3"}, "no target 'pi3'.*pi4"),
+        ({"target": "pi4", "imgsz": 64}, "32 pixels, not at 64"),
+        ({"target": "pi4", "within": 1}, "the cheapest, 3"),
+    ],
+)
+def test_what_cannot_be_ranked(
+    costs: None, weights: dict[str, Path], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GhostEdgeError, match=message):
+        rank(weights=weights, **arguments)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_real_table_ranks_the_shipped_weights(target: str) -> None:
+    found = rank(target)
+    assert [c.top1 for c in found.choices] == sorted((c.top1 for c in found.choices), reverse=True)
+    assert "ghostnetv3-small-1.0x" in names(found)
+    assert 0 < choose(target).cost <= found.limit
+
+
+def test_the_real_table_holds_every_registered_network() -> None:
+    rows = json.loads(targets.COSTS.read_text())["rows"]
+    registered = {
+        name if width is None else f"{name}-{width}x"
+        for name, entry in ARCHITECTURES.items()
+        for width in entry.widths or (None,)
+        if not name.endswith("imagenet")
+    }
+    assert {row["network"] for row in rows if row["size"] == 32} == registered
+    for row in rows:
+        # Hard swish has no int8 kernel in XNNPACK.
+        alone = row["precision"] == "fp32" or not row["network"].startswith("mobilenetv3")
+        assert (row["partitions"] == 1) == alone
