@@ -61,7 +61,7 @@ def describe(card: checkpoint.Checkpoint) -> str:
         f"# {card.name}",
         "",
         f"- Network: {card.architecture}, {card.arguments}. One branch means that it was trained as "
-        "a single conv+BN each; its deployed form is that of the three-branch net.",
+        "a single conv+BN each; its deployed form is that of the net with more branches.",
         "- Data: CIFAR-10 as JPEG (quality 75, 4:2:0 chroma), lossy: figures on it are not comparable "
         f"with published ones. Trained on {card.data['images']:,} images, "
         f"validated on {card.accuracy['validation']['images']:,} split off the training part "

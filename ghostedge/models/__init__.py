@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ghostedge.errors import GhostEdgeError, nearest
-from ghostedge.models.densestride import BASE, DENSE, LATE, DenseStride
+from ghostedge.models.densestride import DenseStride
 from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
 from ghostedge.models.mobilenet import V2, V3_SMALL, MobileNet
 from ghostedge.models.mobileone import MobileOne
@@ -58,16 +58,11 @@ ARCHITECTURES = {
         "GhostNetV3 (arXiv 2404.11202) as published for ImageNet",
         (0.5, 1.0, 1.3, 1.6),
     ),
-    **{
-        f"densestride{variant}": Architecture(
-            partial(DenseStride, stages), f"DenseStride{variant}, for small images", widths
-        )
-        for variant, stages, widths in (
-            ("", BASE, (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0)),
-            ("-late", LATE, (1.0,)),
-            ("-dense", DENSE, (1.0,)),
-        )
-    },
+    "densestride": Architecture(
+        DenseStride,
+        "DenseStride, for small images: cheap with int8 dot products and without",
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0),
+    ),
     **{
         f"resnet{depth}": Architecture(
             partial(ResNet, depth), f"ResNet-{depth} (1512.03385) for 32x32 images, 16 to 64 wide"

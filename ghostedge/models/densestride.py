@@ -33,16 +33,13 @@ class Stage(NamedTuple):
 
     out: int
     expansion: int
-    """Of the blocks; 0 for blocks of two dense 3x3 convs in their place."""
     blocks: int
     se: float
     """Share of a block's channels in the hidden layer of squeeze-excitation; 0 for none."""
 
 
 STEM, LAST = 16, 256
-BASE = (Stage(32, 2, 1, 0), Stage(64, 2, 2, 0), Stage(96, 3, 1, 0.25))
-LATE = (Stage(32, 2, 1, 0), Stage(64, 2, 1, 0), Stage(96, 3, 2, 0.25))
-DENSE = (Stage(32, 0, 1, 0), Stage(64, 2, 2, 0), Stage(96, 3, 1, 0.25))
+STAGES = (Stage(32, 2, 1, 0), Stage(64, 2, 2, 0), Stage(96, 3, 1, 0.25))
 
 
 def eights(value: float) -> int:
@@ -78,46 +75,24 @@ class Inverted(nn.Module):
         return x + self.project(self.se(F.relu(self.dw(F.relu(self.expand(x))))))
 
 
-class Dense(nn.Module):
-    """Two dense 3x3 convs, the first of three quarters of the width, add."""
-
-    def __init__(self, width: int, branches: int) -> None:
-        super().__init__()
-        mid = eights(width * 0.75)
-        self.first = Conv(width, mid, 3, branches)
-        self.second = Conv(mid, width, 3, branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(F.relu(self.first(x))))
-
-
 class DenseStride(nn.Module):
     """Logits (batch, num_classes) from normalised RGB images (batch, 3, height, width).
 
     Args:
-        stages: `BASE`, `LATE` or `DENSE`.
         width: multiplies channels, which are multiples of 8, and deepens (1 + width) / 2 times.
         branches: parallel branches of each conv in training form (see `Conv`).
     """
 
-    def __init__(
-        self,
-        stages: tuple[Stage, ...],
-        num_classes: int = 10,
-        width: float = 1.0,
-        branches: int = 1,
-    ) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 1) -> None:
         super().__init__()
         cin = eights(STEM * width)
         self.stem = Conv(3, cin, 3, branches)
         made = []
-        for stage in stages:
+        for stage in STAGES:
             cout = eights(stage.out * width)
             layers: list[nn.Module] = [Conv(cin, cout, 3, branches, stride=2), nn.ReLU()]
             for _ in range(round(stage.blocks * (1 + width) / 2)):
-                layers.append(
-                    Inverted(cout, stage, branches) if stage.expansion else Dense(cout, branches)
-                )
+                layers.append(Inverted(cout, stage, branches))
             made.append(nn.Sequential(*layers))
             cin = cout
         self.stages = nn.Sequential(*made)
