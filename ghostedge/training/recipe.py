@@ -161,4 +161,5 @@ def _value(name: str, value: Any) -> Any:
             return {"true": True, "false": False}[str(value).lower()]
         return kind(str(value))
     except (KeyError, TypeError, ValueError):
-        raise GhostEdgeError(f"{name} is a {kind.__name__}, which {value!r} is not.") from None
+        words = {int: "a whole number", float: "a number", bool: "true or false"}
+        raise GhostEdgeError(f"{name} must be {words[kind]}, which {value!r} is not.") from None

@@ -28,9 +28,9 @@ def test_settings_and_flags_go_over_a_recipe() -> None:
     [
         ("cutuot=1", "Did you mean cutout"),
         ("cutout", "sets nothing"),
-        ("cutout=much", "cutout is a float, which 'much' is not"),
-        ("epochs=3.5", "epochs is a int, which '3.5' is not"),
-        ("balance=1", "balance is a bool"),
+        ("cutout=much", "cutout must be a number, which 'much' is not"),
+        ("epochs=3.5", "epochs must be a whole number, which '3.5' is not"),
+        ("balance=1", "balance must be true or false"),
         ("cutout=1", "cutout must be at least 0 and below 1"),
         ("ema=-0.1", "ema must be"),
         ("clip=-1", "clip must not be as low"),
