@@ -1,16 +1,19 @@
 """Candidates for a net of our own, ranked by what they cost on each target, without training.
 
     python benchmarks/targets/search.py FOLDER [models] [instructions] [latency]
+    python benchmarks/targets/search.py FOLDER train DATA CANDIDATE...
 
 prints the table of README.md and keeps it as search.json; FOLDER keeps the models. Steps are those of
 costs.py. A candidate is its stem (width, stride), its blocks and its ends. What a cost cannot say is
-accuracy: the few that are cheap everywhere are trained.
+accuracy: `train` gives the candidates that are named the recipe of benchmarks/studies/targets.toml, two
+seeds each, goes on where it was stopped, and keeps the best validation accuracy.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +22,18 @@ import torch.nn.functional as F
 from costs import BASE, RUNS, convert, describe, fixed_statistics, instructions
 from torch import Tensor, nn
 
+from ghostedge import checkpoint
 from ghostedge.files import sha256
 from ghostedge.latency.timing import bench
-from ghostedge.models import create, profile
+from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
+from ghostedge.training.loop import train
+from ghostedge.training.recipe import Recipe
 
 RESULTS = Path(__file__).with_name("search.json")
 STEPS = ("models", "instructions", "latency")
+EPOCHS, SEEDS = 10, 2
 
 
 class Row(NamedTuple):
@@ -97,20 +104,25 @@ class Candidate(nn.Module):
     """A net of `rows`; `last`: width of a 1x1 conv before pooling; `head`: of a layer after it."""
 
     def __init__(
-        self, stem: tuple[int, int], rows: list[Row], last: int = 256, head: int = 0
+        self,
+        stem: tuple[int, int],
+        rows: str,
+        last: int = 256,
+        head: int = 0,
+        num_classes: int = 10,
     ) -> None:
         super().__init__()
         cin = stem[0]
         self.stem = RepConv(3, cin, (3, 3), stem[1])
         blocks = []
-        for row in rows:
+        for row in parsed(rows):
             blocks.append(KINDS[row.kind](cin, row))
             cin = row.out
         self.blocks = nn.Sequential(*blocks)
         self.last = RepConv(cin, last) if last else None
         cin = last or cin
         self.head = nn.Conv2d(cin, head, 1) if head else None
-        self.classifier = nn.Linear(head or cin, 10)
+        self.classifier = nn.Linear(head or cin, num_classes)
         kaiming(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +135,7 @@ class Candidate(nn.Module):
         return self.classifier(x.flatten(1))
 
 
-def rows(text: str) -> list[Row]:
+def parsed(text: str) -> list[Row]:
     """Read blocks such as `i3 96>32 /2 se`: kind, kernel, mid > out, stride, squeeze-excitation."""
     found = []
     for part in text.split(","):
@@ -200,6 +212,49 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
         "5x5 at 8x8 and 4x4",
         {"stem": (16, 1), "rows": STRIDES.replace("i3 128", "i5 128").replace("i3 288", "i5 288")},
     ),
+    "E": (
+        "D, SE with two blocks at 4x4",
+        {"stem": (16, 1), "rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se")},
+    ),
+    "E, wide": (
+        "128 channels at 4x4",
+        {
+            "stem": (16, 1),
+            "rows": f"{STRIDES}, i3 288>96".replace(">96", ">128").replace("288>128", "256>128 se"),
+        },
+    ),
+    "E, SE": (
+        "SE at 8x8 too",
+        {
+            "stem": (16, 1),
+            "rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se").replace(
+                "128>64", "128>64 se"
+            ),
+        },
+    ),
+    "E, 16x16": (
+        "two blocks at 16x16",
+        {
+            "stem": (16, 1),
+            "rows": STRIDES.replace("i3 64>32", "i3 64>32, i3 64>32").replace(
+                "288>96", "288>96 se"
+            ),
+        },
+    ),
+    "E, 8x8": (
+        "three blocks at 8x8, one at 4x4",
+        {
+            "stem": (16, 1),
+            "rows": STRIDES.replace("c3 >96", "i3 128>64, c3 >96").replace("288>96", "288>96 se"),
+        },
+    ),
+    "E, dense": (
+        "dense residual blocks at 8x8 and 4x4",
+        {
+            "stem": (16, 1),
+            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se",
+        },
+    ),
     "A": (
         "dense to 16x16, then thin inverted, three stages",
         {"stem": (16, 1), "rows": f"c3 >32 /2, i3 64>32, {LATE}", "last": 192},
@@ -257,15 +312,36 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    arguments = CANDIDATES[name][1]
-    return fixed_statistics(Candidate(**{**arguments, "rows": rows(arguments["rows"])}))
+    return fixed_statistics(Candidate(**CANDIDATES[name][1]))
+
+
+def place(folder: Path, name: str) -> Path:
+    return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
+
+
+def train_some(folder: Path, data: str, *names: str) -> None:
+    for seed in range(SEEDS):
+        for name in names:
+            # Beside the teachers, which need no calibration images at the end.
+            TEACHERS["candidate"] = Architecture(partial(Candidate, **CANDIDATES[name][1]), name)
+            run = place(folder, name) / f"seed-{seed}"
+            going = (run / "state.pt").exists()
+            recipe = Recipe(epochs=EPOCHS, seed=seed)
+            best = train(data, run, model="candidate", recipe=recipe, resume=going)
+            top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
+            table = json.loads(RESULTS.read_text())
+            table[name].setdefault("validation", {})[str(seed)] = top1
+            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def main(folder: Path, *steps: str) -> None:
+    if steps[:1] == ("train",):
+        train_some(folder, *steps[1:])
+        return
     table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for step in steps or STEPS:
         for name in CANDIDATES:
-            made = folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
+            made = place(folder, name)
             file = made / "model_int8.tflite"
             if step == "models" and not made.exists():
                 convert(build(name), 32, made)
@@ -292,8 +368,8 @@ def main(folder: Path, *steps: str) -> None:
 
 def markdown(table: dict[str, Any]) -> str:
     lines = [
-        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | what it tries |",
-        "|---|---|---|---|---|---|---|---|",
+        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | validation % | what it tries |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in table.items():
         counts = [f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()]
@@ -303,7 +379,8 @@ def markdown(table: dict[str, Any]) -> str:
             f"{row['macs'] / 1e6:.1f}",
             f"{row.get('x86', 0):.2f}",
         ]
-        lines.append(f"| {' | '.join([*cells, *counts, CANDIDATES[name][0]])} |")
+        tops = ", ".join(f"{top1:.1f}" for top1 in row.get("validation", {}).values())
+        lines.append(f"| {' | '.join([*cells, *counts, tops, CANDIDATES[name][0]])} |")
     return "\n".join(lines)
 
 
