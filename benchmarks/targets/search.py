@@ -255,6 +255,34 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
             "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se",
         },
     ),
+    "F": (
+        "E, dense with 128 channels at 4x4",
+        {
+            "stem": (16, 1),
+            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >128 /2, b3 64>128, i3 256>128 se",
+        },
+    ),
+    "F, SE": (
+        "E, dense with an inverted block and SE at 8x8 too",
+        {
+            "stem": (16, 1),
+            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, i3 128>64 se, c3 >96 /2, b3 64>96, i3 288>96 se",
+        },
+    ),
+    "F, all dense": (
+        "dense at 16x16 too",
+        {
+            "stem": (16, 1),
+            "rows": "c3 >32 /2, b3 16>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se",
+        },
+    ),
+    "F, two SE": (
+        "E, dense with a second inverted block at 4x4",
+        {
+            "stem": (16, 1),
+            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 48>96, i3 288>96 se, i3 288>96 se",
+        },
+    ),
     "A": (
         "dense to 16x16, then thin inverted, three stages",
         {"stem": (16, 1), "rows": f"c3 >32 /2, i3 64>32, {LATE}", "last": 192},
