@@ -150,6 +150,7 @@ SKETCH = "s3 32>32 /2, s3 64>32, s3 96>48 /2 se, s3 144>48, s3 192>80 se, s3 160
 LATE = "i3 96>64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96"
 LATE_SE = LATE.replace("192>96 /2", "192>96 /2 se").replace("288>96", "288>96 se")
 STRIDES = "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, c3 >96 /2, i3 288>96"
+DENSE = "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se"
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "sketch": (
         "the first sketch, trained once",
@@ -252,35 +253,35 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
         "dense residual blocks at 8x8 and 4x4",
         {
             "stem": (16, 1),
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se",
+            "rows": DENSE,
         },
     ),
     "F": (
         "E, dense with 128 channels at 4x4",
         {
             "stem": (16, 1),
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >128 /2, b3 64>128, i3 256>128 se",
+            "rows": DENSE.replace(">96", ">128").replace("288>", "256>"),
         },
     ),
     "F, SE": (
         "E, dense with an inverted block and SE at 8x8 too",
         {
             "stem": (16, 1),
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, i3 128>64 se, c3 >96 /2, b3 64>96, i3 288>96 se",
+            "rows": DENSE.replace("24>64", "24>64, i3 128>64 se"),
         },
     ),
     "F, all dense": (
         "dense at 16x16 too",
         {
             "stem": (16, 1),
-            "rows": "c3 >32 /2, b3 16>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se",
+            "rows": DENSE.replace("i3 64>32", "b3 16>32"),
         },
     ),
     "F, two SE": (
         "E, dense with a second inverted block at 4x4",
         {
             "stem": (16, 1),
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 48>96, i3 288>96 se, i3 288>96 se",
+            "rows": DENSE.replace("64>96,", "48>96, i3 288>96 se,"),
         },
     ),
     "A": (
