@@ -256,6 +256,10 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
             "rows": DENSE,
         },
     ),
+    "E, half": (
+        "the same, half as wide inside",
+        {"stem": (16, 1), "rows": DENSE.replace("24>64", "32>64").replace("64>96", "48>96")},
+    ),
     "F": (
         "E, dense with 128 channels at 4x4",
         {
