@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ghostedge.data.drawn import drawn_source
+from tests.deploy.web_fixtures import NPM
 from tests.export_fixtures import bundle, int8_bundle, trained
-from tests.web_fixtures import NPM
 
 # Here, so that all files of a session share one training and one export.
 __all__ = ["bundle", "int8_bundle", "trained"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NPM = ROOT / ".cache/ghostedge/npm"
 """Where `make test` has npm put the pinned packages."""
 CHROMIUM = shutil.which("chromium")

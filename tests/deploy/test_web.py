@@ -23,7 +23,7 @@ from ghostedge.data.images import fit
 from ghostedge.deploy import deploy, web
 from ghostedge.errors import GhostEdgeError
 from ghostedge.runtime import Classifier
-from tests.web_fixtures import DESK, PHONE, chromium, needs_chromium, needs_npm, served
+from tests.deploy.web_fixtures import DESK, PHONE, chromium, needs_chromium, needs_npm, served
 
 pytestmark = [needs_npm, needs_chromium]
 

@@ -28,11 +28,11 @@ from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import sha256
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
+from tests.deploy.web_fixtures import needs_npm
 from tests.runtime_fixtures import tflite
 from tests.test_cli import contents, run
-from tests.web_fixtures import needs_npm
 
-TRITON = Path(__file__).parents[1] / ".venv-triton/bin/python"
+TRITON = Path(__file__).parents[2] / ".venv-triton/bin/python"
 MODEL = "models/classifier/1/model.onnx"
 
 
@@ -50,7 +50,7 @@ def renamed(copy: Path) -> Path:
 
 
 def test_every_target_has_templates_and_a_row_in_the_guide() -> None:
-    guide = (Path(__file__).parents[1] / "deploy" / "README.md").read_text()
+    guide = (Path(__file__).parents[2] / "deploy" / "README.md").read_text()
     for name in TARGETS:
         assert (templates(name) / "README.md.jinja").is_file()
         assert f"\n| `{name}` | " in guide

@@ -23,7 +23,7 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.runtime import Classifier
 from tests.runtime_fixtures import write_tflite
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TFLM = ROOT / ".venv-tflm/bin/python"
 needs_tflm = pytest.mark.skipif(
     not TFLM.exists()

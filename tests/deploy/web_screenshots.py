@@ -1,4 +1,4 @@
-"""Makes the pictures of the page in benchmarks/results, and its icon: `python -m tests.web_screenshots PAGE`.
+"""Makes the pictures of the page, and its icon: `python -m tests.deploy.web_screenshots PAGE`.
 
 PAGE is a folder that `ghostedge deploy web` wrote, of the shipped weights.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.web_fixtures import DESK, PHONE, ROOT, chromium, served
+from tests.deploy.web_fixtures import DESK, PHONE, ROOT, chromium, served
 
 
 def save(shot: bytes, file: Path) -> None:
