@@ -33,6 +33,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    def handle_one_request(self) -> None:
+        with contextlib.suppress(ConnectionError):  # a page that was closed while it loaded
+            super().handle_one_request()
+
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
