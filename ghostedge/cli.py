@@ -442,8 +442,8 @@ def train(
         print(
             f"From {from_}, the most accurate within the cost: see `ghostedge list --for {for_}`."
         )
-    elif within is not None:
-        raise GhostEdgeError("--within is a cost on a target: name it with --for.")
+    else:
+        _refuse_within(within)
     name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
     output = output or Path("runs") / (name or Path(str(from_)).stem)
     options = {
@@ -712,8 +712,7 @@ def list_(
     if for_ is not None:
         _list_for(for_, within, imgsz)
         return
-    if within is not None:
-        raise GhostEdgeError("--within is a cost on a target: name it with --for.")
+    _refuse_within(within)
     from ghostedge.checkpoint import read, shipped
     from ghostedge.pixels import PixelContract
 
@@ -751,6 +750,11 @@ def list_(
     ]
     _table("Networks; where there is a width, any other can be named too", heading, rows)
     print(f"Teachers, which train too: {', '.join(TEACHERS)}")
+
+
+def _refuse_within(within: float | None) -> None:
+    if within is not None:
+        raise GhostEdgeError("--within is a cost on a target: name it with --for.")
 
 
 def _list_for(target: str, within: float | None, imgsz: int) -> None:

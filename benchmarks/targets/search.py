@@ -1,16 +1,17 @@
-"""Candidates for a net of our own, ranked by what they cost on each target, without training.
+"""Candidates for a net of our own: what they cost on each target, and how good some of them get.
 
     python benchmarks/targets/search.py FOLDER [models] [instructions] [latency]
     python benchmarks/targets/search.py FOLDER train DATA CANDIDATE...
 
 prints the table of README.md and keeps it as search.json; FOLDER keeps the models. Steps are those of
 costs.py. A candidate is its stem (width, stride), its blocks and its ends. What a cost cannot say is
-accuracy: `train` gives the candidates that are named the recipe of benchmarks/studies/targets.toml, two
-seeds each, goes on where it was stopped, and keeps the best validation accuracy.
+accuracy: `train` gives the candidates that are named the recipe and seeds of benchmarks/studies/targets.toml,
+goes on where it was stopped, and keeps the best validation accuracy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -29,11 +30,11 @@ from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
 from ghostedge.training.loop import train
-from ghostedge.training.recipe import Recipe
+from ghostedge.training.study import load
 
 RESULTS = Path(__file__).with_name("search.json")
 STEPS = ("models", "instructions", "latency")
-EPOCHS, SEEDS = 10, 2
+STUDY = Path(__file__).parents[1] / "studies" / "targets.toml"
 
 
 class Row(NamedTuple):
@@ -105,8 +106,8 @@ class Candidate(nn.Module):
 
     def __init__(
         self,
-        stem: tuple[int, int],
         rows: str,
+        stem: tuple[int, int] = (16, 1),
         last: int = 256,
         head: int = 0,
         num_classes: int = 10,
@@ -167,17 +168,11 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fused": (
         "the first stride in a fused block",
-        {
-            "stem": (16, 1),
-            "rows": "f3 48>32 /2, i3 96>32, i3 96>48 /2, i3 144>48, i3 192>80, i3 240>80",
-        },
+        {"rows": "f3 48>32 /2, i3 96>32, i3 96>48 /2, i3 144>48, i3 192>80, i3 240>80"},
     ),
     "dense": (
         "all of 16x16 dense",
-        {
-            "stem": (16, 1),
-            "rows": "c3 >32 /2, b3 32>32, c3 >64 /2, i3 192>64, i3 192>64, i3 192>96",
-        },
+        {"rows": "c3 >32 /2, b3 32>32, c3 >64 /2, i3 192>64, i3 192>64, i3 192>96"},
     ),
     "inverted": (
         "inverted throughout",
@@ -193,41 +188,36 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
             "rows": "i3 48>32 /2, i3 96>32, i3 96>32, i5 128>64 /2, i5 192>64, i5 192>64, i5 256>64",
         },
     ),
-    "D": ("A, every stride a dense conv", {"stem": (16, 1), "rows": STRIDES}),
+    "D": ("A, every stride a dense conv", {"rows": STRIDES}),
     "D, SE": (
         "SE at 4x4",
-        {"stem": (16, 1), "rows": STRIDES.replace("288>96", "288>96 se")},
+        {"rows": STRIDES.replace("288>96", "288>96 se")},
     ),
     "D, dense 16x16": (
         "a dense residual block at 16x16",
-        {"stem": (16, 1), "rows": STRIDES.replace("i3 64>32", "b3 24>32")},
+        {"rows": STRIDES.replace("i3 64>32", "b3 24>32")},
     ),
     "D, deep": (
         "more of 4x4, less of 8x8",
         {
-            "stem": (16, 1),
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, c3 >96 /2, i3 288>96 se, i3 288>96 se",
+            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, c3 >96 /2, i3 288>96 se, i3 288>96 se"
         },
     ),
     "D, 5x5": (
         "5x5 at 8x8 and 4x4",
-        {"stem": (16, 1), "rows": STRIDES.replace("i3 128", "i5 128").replace("i3 288", "i5 288")},
+        {"rows": STRIDES.replace("i3 128", "i5 128").replace("i3 288", "i5 288")},
     ),
     "E": (
         "D, SE with two blocks at 4x4",
-        {"stem": (16, 1), "rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se")},
+        {"rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se")},
     ),
     "E, wide": (
         "128 channels at 4x4",
-        {
-            "stem": (16, 1),
-            "rows": f"{STRIDES}, i3 288>96".replace(">96", ">128").replace("288>128", "256>128 se"),
-        },
+        {"rows": f"{STRIDES}, i3 288>96".replace(">96", ">128").replace("288>128", "256>128 se")},
     ),
     "E, SE": (
         "SE at 8x8 too",
         {
-            "stem": (16, 1),
             "rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se").replace(
                 "128>64", "128>64 se"
             ),
@@ -236,7 +226,6 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "E, 16x16": (
         "two blocks at 16x16",
         {
-            "stem": (16, 1),
             "rows": STRIDES.replace("i3 64>32", "i3 64>32, i3 64>32").replace(
                 "288>96", "288>96 se"
             ),
@@ -244,53 +233,35 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "E, 8x8": (
         "three blocks at 8x8, one at 4x4",
-        {
-            "stem": (16, 1),
-            "rows": STRIDES.replace("c3 >96", "i3 128>64, c3 >96").replace("288>96", "288>96 se"),
-        },
+        {"rows": STRIDES.replace("c3 >96", "i3 128>64, c3 >96").replace("288>96", "288>96 se")},
     ),
     "E, dense": (
         "dense residual blocks at 8x8 and 4x4",
-        {
-            "stem": (16, 1),
-            "rows": DENSE,
-        },
+        {"rows": DENSE},
     ),
     "E, half": (
         "the same, half as wide inside",
-        {"stem": (16, 1), "rows": DENSE.replace("24>64", "32>64").replace("64>96", "48>96")},
+        {"rows": DENSE.replace("24>64", "32>64").replace("64>96", "48>96")},
     ),
     "F": (
         "E, dense with 128 channels at 4x4",
-        {
-            "stem": (16, 1),
-            "rows": DENSE.replace(">96", ">128").replace("288>", "256>"),
-        },
+        {"rows": DENSE.replace(">96", ">128").replace("288>", "256>")},
     ),
     "F, SE": (
         "E, dense with an inverted block and SE at 8x8 too",
-        {
-            "stem": (16, 1),
-            "rows": DENSE.replace("24>64", "24>64, i3 128>64 se"),
-        },
+        {"rows": DENSE.replace("24>64", "24>64, i3 128>64 se")},
     ),
     "F, all dense": (
         "dense at 16x16 too",
-        {
-            "stem": (16, 1),
-            "rows": DENSE.replace("i3 64>32", "b3 16>32"),
-        },
+        {"rows": DENSE.replace("i3 64>32", "b3 16>32")},
     ),
     "F, two SE": (
         "E, dense with a second inverted block at 4x4",
-        {
-            "stem": (16, 1),
-            "rows": DENSE.replace("64>96,", "48>96, i3 288>96 se,"),
-        },
+        {"rows": DENSE.replace("64>96,", "48>96, i3 288>96 se,")},
     ),
     "A": (
         "dense to 16x16, then thin inverted, three stages",
-        {"stem": (16, 1), "rows": f"c3 >32 /2, i3 64>32, {LATE}", "last": 192},
+        {"rows": f"c3 >32 /2, i3 64>32, {LATE}", "last": 192},
     ),
     "A, stem 8": (
         "half the stem",
@@ -302,16 +273,15 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "A, 24": (
         "24 channels at 16x16",
-        {"stem": (16, 1), "rows": f"c3 >24 /2, i3 96>24, {LATE}", "last": 192},
+        {"rows": f"c3 >24 /2, i3 96>24, {LATE}", "last": 192},
     ),
     "A, dense 24": (
         "a dense residual block at 16x16",
-        {"stem": (16, 1), "rows": f"c3 >24 /2, b3 16>24, {LATE}", "last": 192},
+        {"rows": f"c3 >24 /2, b3 16>24, {LATE}", "last": 192},
     ),
     "A, SE": (
         "SE in the last two",
         {
-            "stem": (16, 1),
             "rows": f"c3 >32 /2, i3 64>32, {LATE_SE}",
             "last": 192,
         },
@@ -319,7 +289,6 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "A, wide": (
         "8x8 wide, no 4x4",
         {
-            "stem": (16, 1),
             "rows": "c3 >32 /2, i3 64>32, i3 96>64 /2, i3 128>64, i3 128>64, i3 192>80, i3 160>80",
             "last": 192,
         },
@@ -327,7 +296,6 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "A, two": (
         "8x8 dense stride",
         {
-            "stem": (16, 1),
             "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96",
             "last": 192,
         },
@@ -335,7 +303,6 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "A, 5x5": (
         "5x5 at 4x4",
         {
-            "stem": (16, 1),
             "rows": f"c3 >32 /2, i3 64>32, {LATE.replace('i3 192', 'i5 192').replace('i3 288', 'i5 288')}",
             "last": 192,
         },
@@ -353,13 +320,14 @@ def place(folder: Path, name: str) -> Path:
 
 
 def train_some(folder: Path, data: str, *names: str) -> None:
-    for seed in range(SEEDS):
+    arm = load(STUDY)["densestride-1.0x"]
+    for seed in range(arm.seeds):
         for name in names:
             # Beside the teachers, which need no calibration images at the end.
             TEACHERS["candidate"] = Architecture(partial(Candidate, **CANDIDATES[name][1]), name)
             run = place(folder, name) / f"seed-{seed}"
             going = (run / "state.pt").exists()
-            recipe = Recipe(epochs=EPOCHS, seed=seed)
+            recipe = dataclasses.replace(arm.recipe, seed=seed)
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
             top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
             table = json.loads(RESULTS.read_text())

@@ -148,7 +148,7 @@ def _methods(operators: dict[str, dict[str, int]]) -> list[str]:
     if unknown:
         raise GhostEdgeError(
             f"TensorFlow Lite Micro has no {', '.join(unknown)}, which {MODEL} needs: choose another "
-            "network (`ghostedge models`)."
+            "network (`ghostedge list`)."
         )
     return [RESOLVER[kind.replace("_", "")] for kind in kinds]
 

@@ -19,13 +19,12 @@ is not in it):
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostedge.models.layers import SqueezeExcite, kaiming
-from ghostedge.models.reparam import RepConv
+from ghostedge.models.layers import BranchedConv, SqueezeExcite, kaiming
 
 
 class Stage(NamedTuple):
@@ -47,29 +46,17 @@ def eights(value: float) -> int:
     return 8 * max(1, round(value / 8))
 
 
-class Conv(RepConv):
-    """A conv whose training form, from two branches on, has the scale and skip branches it can have."""
-
-    def __init__(self, cin: int, cout: int, side: int, branches: int, **arguments: Any) -> None:
-        extra = branches > 1
-        skip = extra and cin == cout and arguments.get("stride", 1) == 1
-        kernel = (side, side)
-        super().__init__(
-            cin, cout, kernel, branches=branches, scale=extra and side > 1, skip=skip, **arguments
-        )
-
-
 class Inverted(nn.Module):
     """Expand by a 1x1 conv, mix by a depthwise 3x3 one, squeeze-excite, project, add."""
 
     def __init__(self, width: int, stage: Stage, branches: int) -> None:
         super().__init__()
         mid = width * stage.expansion
-        self.expand = Conv(width, mid, 1, branches)
-        self.dw = Conv(mid, mid, 3, branches, groups=mid)
+        self.expand = BranchedConv(width, mid, 1, branches)
+        self.dw = BranchedConv(mid, mid, 3, branches, groups=mid)
         hidden = eights(mid * stage.se)
         self.se = SqueezeExcite(mid, hidden) if stage.se else nn.Identity()
-        self.project = Conv(mid, width, 1, branches)
+        self.project = BranchedConv(mid, width, 1, branches)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.project(self.se(F.relu(self.dw(F.relu(self.expand(x))))))
@@ -80,24 +67,24 @@ class DenseStride(nn.Module):
 
     Args:
         width: multiplies channels, which are multiples of 8, and deepens (1 + width) / 2 times.
-        branches: parallel branches of each conv in training form (see `Conv`).
+        branches: parallel branches of each conv in training form (see `BranchedConv`).
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 1) -> None:
         super().__init__()
         cin = eights(STEM * width)
-        self.stem = Conv(3, cin, 3, branches)
+        self.stem = BranchedConv(3, cin, 3, branches)
         made = []
         for stage in STAGES:
             cout = eights(stage.out * width)
-            layers: list[nn.Module] = [Conv(cin, cout, 3, branches, stride=2), nn.ReLU()]
+            layers: list[nn.Module] = [BranchedConv(cin, cout, 3, branches, stride=2), nn.ReLU()]
             for _ in range(round(stage.blocks * (1 + width) / 2)):
                 layers.append(Inverted(cout, stage, branches))
             made.append(nn.Sequential(*layers))
             cin = cout
         self.stages = nn.Sequential(*made)
         last = eights(LAST * width)
-        self.last = Conv(cin, last, 1, branches)
+        self.last = BranchedConv(cin, last, 1, branches)
         self.classifier = nn.Linear(last, num_classes)
         kaiming(self)
 

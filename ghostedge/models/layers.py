@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ghostedge.models.reparam import RepConv
 
 
 def channels(value: float, divisor: int = 4) -> int:
@@ -19,6 +23,18 @@ def kaiming(net: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class BranchedConv(RepConv):
+    """A conv whose training form, from two branches on, has the scale and skip branches it can have."""
+
+    def __init__(self, cin: int, cout: int, side: int, branches: int, **arguments: Any) -> None:
+        extra = branches > 1
+        skip = extra and cin == cout and arguments.get("stride", 1) == 1
+        kernel = (side, side)
+        super().__init__(
+            cin, cout, kernel, branches=branches, scale=extra and side > 1, skip=skip, **arguments
+        )
 
 
 class SqueezeExcite(nn.Module):

@@ -1,8 +1,7 @@
 """MobileNetV2 (1801.04381) and MobileNetV3-Small (1905.02244) with strides for small images.
 
 Of the published nets' five strides the first two are left out, so that 32 pixels end as 4, not 1.
-There is no dropout. Parameters are those of the published nets. V3's hard swish has no int8 kernel in
-XNNPACK (and TensorFlow's converter makes one of its parts again): its int8 model runs in 19 partitions.
+There is no dropout. Parameters are those of the published nets.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostedge.models.layers import channels, kaiming
-from ghostedge.models.reparam import RepConv
+from ghostedge.models.layers import BranchedConv, channels, kaiming
 
 STEM = 48
 STAGES = ((48, 2, 2), (128, 8, 2), (256, 10, 2), (1024, 1, 1))
@@ -22,18 +21,8 @@ class Block(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int, branches: int) -> None:
         super().__init__()
-        extra = branches > 1
-        self.dw = RepConv(
-            cin,
-            cin,
-            (3, 3),
-            stride,
-            groups=cin,
-            branches=branches,
-            scale=extra,
-            skip=extra and stride == 1,
-        )
-        self.project = RepConv(cin, cout, branches=branches, skip=extra and cin == cout)
+        self.dw = BranchedConv(cin, cin, 3, branches, stride=stride, groups=cin)
+        self.project = BranchedConv(cin, cout, 1, branches)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.project(F.relu(self.dw(x))))
@@ -51,7 +40,7 @@ class MobileOne(nn.Module):
     def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 4) -> None:
         super().__init__()
         cin = channels(STEM * width, 8)
-        self.stem = RepConv(3, cin, (3, 3), branches=branches, scale=branches > 1)
+        self.stem = BranchedConv(3, cin, 3, branches)
         blocks = []
         for out, count, stride in STAGES:
             for index in range(count):
