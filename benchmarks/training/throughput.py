@@ -4,7 +4,8 @@
 
 Both train the three-branch 1.0x net on the same images with batches of 128. The plain loop is what a
 tutorial writes: a DataLoader with two workers and PIL transforms, NCHW, every branch a convolution
-and a BatchNorm of its own. They take turns, a few steps each, so that other work slows both.
+and a BatchNorm of its own. Then, for some networks, single-branch, our loop in bf16 and in fp32. Each pair
+takes turns, a few steps each, so that other work slows both.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from torchvision import transforms
 
 from ghostedge import checkpoint
 from ghostedge.data.sources import open_data
-from ghostedge.models import create
+from ghostedge.models import architecture, create, parse_name
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import OnPixels
 from ghostedge.pixels import PixelContract
@@ -41,6 +43,8 @@ from ghostedge.training.processes import Processes
 from ghostedge.training.state import Folder
 
 BATCH, IMAGES = 128, 5120
+BASE = "ghostnetv3-small-1.0x"
+HALVED = ("densestride-1.0x", "resnet20", "airbench-1.0x", BASE)
 
 
 class Separate(nn.Module):
@@ -105,14 +109,24 @@ def plain(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None
             yield
 
 
-def ours(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None]:
-    arguments = {"num_classes": classes, "width": 1.0, "branches": 3}
+def ours(
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    network: str,
+    recipe: Recipe,
+    branches: int,
+) -> Iterator[None]:
+    """Train one step of our loop at each `next`."""
+    name, width = parse_name(network)
+    arguments: dict[str, Any] = {"num_classes": classes}
+    if architecture(name).widths:
+        arguments |= {"width": width, "branches": branches}
     card = checkpoint.Checkpoint(
-        "ghostnetv3-small", arguments, [str(c) for c in range(classes)], PixelContract(32)
+        name, arguments, [str(c) for c in range(classes)], PixelContract(32)
     )
-    student = OnPixels(create("ghostnetv3-small", **arguments), card.pixels)
+    student = OnPixels(create(name, **arguments), card.pixels)
     student.to(memory_format=torch.channels_last)
-    recipe = Recipe(batch=BATCH, lr=0.01)
     batches = Batches(images, labels, BATCH, torch.device("cpu"))
     run = _Run(student, batches, batches, recipe, card, Folder(Path()), Processes("cpu"),
                Console(file=io.StringIO()))  # fmt: skip
@@ -136,24 +150,20 @@ def main() -> None:
     assert sets.train is not None
     chosen = np.random.default_rng(0).permutation(len(sets.train))[:IMAGES]
     read = sets.train.read(32, chosen)
+    given = (read.pixels, read.labels, len(sets.classes))
     torch.manual_seed(0)
-    loops: dict[str, Callable[..., Iterator[None]]] = {"plain": plain, "ours": ours}
-    running = {name: make(read.pixels, read.labels, len(sets.classes))
-               for name, make in loops.items()}  # fmt: skip
-    rates: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(options.rounds + 1):
-        for name, steps in running.items():
-            started = time.perf_counter()
-            for _ in range(2):
-                next(steps)
-            if number:  # the first round warms up
-                rates[name].append(2 * BATCH / (time.perf_counter() - started))
-    ratios = [b / a for a, b in zip(rates["plain"], rates["ours"], strict=True)]
+    fp32, bf16 = (Recipe(batch=BATCH, lr=0.01, precision=kind) for kind in ("fp32", "bf16"))
+    rates, ratios = compare(plain(*given), ours(*given, BASE, fp32, 3), options.rounds)
+    faster = {}
+    for name in HALVED:
+        pair = (ours(*given, name, recipe, 1) for recipe in (fp32, bf16))
+        faster[name] = round(statistics.median(compare(*pair, options.rounds)[1]), 2)
     result = {
-        "images_per_second": {k: round(statistics.median(v), 1) for k, v in rates.items()},
+        "images_per_second": dict(zip(("plain", "ours"), rates, strict=True)),
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in sorted(ratios)],
-        "net": "ghostnetv3-small-1.0x, 3 branches, 32 pixels",
+        "net": f"{BASE}, 3 branches, 32 pixels",
+        "bf16 / fp32, single-branch": faster,
         "data": sets.name,
         "batch": BATCH,
         "threads": torch.get_num_threads(),
@@ -164,6 +174,22 @@ def main() -> None:
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+
+
+def compare(
+    first: Iterator[None], second: Iterator[None], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Return the median images per second of both, and how much faster the second was in each round."""
+    rates: list[list[float]] = [[], []]
+    for number in range(rounds + 1):
+        for kept, steps in zip(rates, (first, second), strict=True):
+            started = time.perf_counter()
+            for _ in range(2):
+                next(steps)
+            if number:  # the first round warms up
+                kept.append(2 * BATCH / (time.perf_counter() - started))
+    ratios = [b / a for a, b in zip(*rates, strict=True)]
+    return [round(statistics.median(kept), 1) for kept in rates], ratios
 
 
 def _cpu() -> str:

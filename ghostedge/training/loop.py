@@ -261,6 +261,9 @@ class _Run:
         self.card, self.folder, self.console = card, folder, console
         self.processes, self.place = processes, batches.images.device
         self.average = Average(student, recipe.ema)
+        self.halved = recipe.precision == "bf16" or (
+            recipe.precision == "auto" and self.place.type == "cuda"
+        )
         self.parts = processes.parts(batches.batch, recipe.accumulate)
         self.history: History = []
         self.best = -1.0
@@ -409,7 +412,7 @@ class _Run:
         parts = batch.chunks(self.parts)[self.processes.rank :: self.processes.size]
         for index, part in enumerate(parts):
             with self.processes.alone(self.parallel, index < len(parts) - 1):
-                with torch.autocast(self.place.type, torch.bfloat16, self.place.type == "cuda"):
+                with torch.autocast(self.place.type, torch.bfloat16, self.halved):
                     loss, logits = self.parallel(part)
                 (loss / len(parts)).backward()
             right = (logits.detach().argmax(1) == part.labels).sum()

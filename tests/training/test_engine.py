@@ -133,6 +133,15 @@ def test_optimizers_and_schedules() -> None:
     assert sgd.rate(1 + 3 / 4) == pytest.approx(0.05 * 0.5 * (1 + np.cos(np.pi / 4)))
 
 
+def test_bf16_rounds_what_convs_compute() -> None:
+    nets = {}
+    for precision in ("auto", "fp32", "bf16"):
+        run, _ = stepped(dataclasses.replace(RECIPE, precision=precision))
+        nets[precision] = nn.utils.parameters_to_vector(run.student.parameters())
+    assert torch.equal(nets["auto"], nets["fp32"]), "this is a CPU"
+    assert 0 < (nets["bf16"] - nets["fp32"]).norm() < 0.05 * nets["fp32"].norm()
+
+
 def test_clipping_limits_the_step() -> None:
     free, _ = stepped(RECIPE)
     clipped, _ = stepped(dataclasses.replace(RECIPE, clip=1e-3))

@@ -1,14 +1,16 @@
-"""Pictures of accuracy against int8 cost, one a target, of checkpoints trained alike.
+"""Accuracy against int8 cost of checkpoints trained alike: the last tables of README.md, and pictures.
 
-    python benchmarks/targets/plots.py FOLDER CHECKPOINT...
+    python benchmarks/targets/accuracy.py FOLDER CHECKPOINT...
 
-Writes FOLDER/<target>.png. Checkpoints of one network are its seeds: the point is their mean, the bar
-goes from the lowest to the highest. All must have been measured on the same images.
+prints accuracies with costs, and how far DenseStride stands before every other network on each target;
+writes FOLDER/<target>.png. Checkpoints of one network are its seeds: a figure is their mean, a bar goes
+from the lowest to the highest. All must have been measured on the same images.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -24,12 +26,20 @@ from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.targets import TARGETS, costs_of
 
+OURS = "densestride"
+GAIN, SHARE = 0.5, 0.6
+"""The goal: so many points more at a peer's cost, or at its accuracy so much of its cost."""
+
 
 class Point(NamedTuple):
     """A network: its top-1 in percent, one a seed."""
 
     name: str
     top1: list[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.top1) / len(self.top1)
 
 
 def points(files: Sequence[Path], part: str = "test") -> tuple[list[Point], str]:
@@ -64,7 +74,7 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
         mine = sorted(
             (net for net in shown if family(net.name) == name), key=lambda n: costs[n.name]
         )
-        means = [sum(net.top1) / len(net.top1) for net in mine]
+        means = [net.mean for net in mine]
         below = [mean - min(net.top1) for mean, net in zip(means, mine, strict=True)]
         above = [max(net.top1) - mean for mean, net in zip(means, mine, strict=True)]
         places = [costs[net.name] for net in mine]
@@ -86,8 +96,48 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     plt.close(figure)
 
 
+def accuracies(nets: dict[str, Sequence[Point]]) -> str:
+    """Return every network's mean accuracies, by part, and its costs, cheapest on a desktop first."""
+    costs = {target: costs_of(target, 32)[0] for target in TARGETS}
+    lines = [f"| network | seeds | {' | '.join([*nets, *TARGETS])} |", "|---" * 9 + "|"]
+    for group in sorted(
+        zip(*nets.values(), strict=True), key=lambda g: costs["desktop"][g[0].name]
+    ):
+        name = group[0].name
+        cells = [name, len(group[0].top1), *(f"{net.mean:.1f}" for net in group)]
+        cells += [f"{costs[target][name]:.3g}" for target in TARGETS]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def verdicts(nets: Sequence[Point]) -> str:
+    """Return, for each other network and target, the points that the best of ours gains within its cost,
+    and the share of its cost that the cheapest of ours as accurate takes; bold where the goal is missed.
+    """
+    ours = [net for net in nets if family(net.name) == OURS]
+    lines = [f"| network | {' | '.join(TARGETS)} |", "|---" * (1 + len(TARGETS)) + "|"]
+    for peer in nets:
+        if peer in ours:
+            continue
+        cells = [peer.name]
+        for target in TARGETS:
+            costs = costs_of(target, 32)[0]
+            limit = costs[peer.name]
+            gains = [net.mean - peer.mean for net in ours if costs[net.name] <= limit]
+            shares = [costs[net.name] / limit for net in ours if net.mean >= peer.mean]
+            gain, share = max(gains, default=-math.inf), min(shares, default=math.inf)
+            cell = f"{gain:+.1f} / {share:.2f}".replace("inf", "-")
+            cells.append(cell if gain >= GAIN or share <= SHARE else f"**{cell}**")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(folder: str, *files: str) -> None:
-    nets, measured = points([Path(file) for file in files])
+    paths = [Path(file) for file in files]
+    nets, measured = points(paths)
+    validated, _ = points(paths, "validation")
+    print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets})}\n")
+    print(verdicts(nets))
     Path(folder).mkdir(parents=True, exist_ok=True)
     for target in TARGETS:
         draw(target, nets, measured, Path(folder))
