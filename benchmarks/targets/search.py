@@ -1,12 +1,12 @@
 """Candidates for a net of our own: what they cost on each target, and how good some of them get.
 
     python benchmarks/targets/search.py FOLDER [models] [instructions] [latency]
-    python benchmarks/targets/search.py FOLDER train DATA CANDIDATE...
+    python benchmarks/targets/search.py FOLDER train EPOCHS DATA CANDIDATE...
 
 prints the table of README.md and keeps it as search.json; FOLDER keeps the models. Steps are those of
 costs.py. A candidate is its stem (width, stride), its blocks and its ends. What a cost cannot say is
-accuracy: `train` gives the candidates that are named the recipe and seeds of benchmarks/studies/targets.toml,
-goes on where it was stopped, and keeps the best validation accuracy.
+accuracy: `train` gives the candidates that are named the recipe and seeds of benchmarks/studies/targets.toml
+(whose epochs are 10), goes on where it was stopped, and keeps the best validation accuracy.
 """
 
 from __future__ import annotations
@@ -319,19 +319,19 @@ def place(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
 
 
-def train_some(folder: Path, data: str, *names: str) -> None:
+def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
     arm = load(STUDY)["densestride-1.0x"]
     for seed in range(arm.seeds):
         for name in names:
             # Beside the teachers, which need no calibration images at the end.
             TEACHERS["candidate"] = Architecture(partial(Candidate, **CANDIDATES[name][1]), name)
-            run = place(folder, name) / f"seed-{seed}"
+            run = place(folder, name) / f"{epochs}-epochs" / f"seed-{seed}"
             going = (run / "state.pt").exists()
-            recipe = dataclasses.replace(arm.recipe, seed=seed)
+            recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
             top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
             table = json.loads(RESULTS.read_text())
-            table[name].setdefault("validation", {})[str(seed)] = top1
+            table[name].setdefault("validation", {}).setdefault(epochs, {})[str(seed)] = top1
             RESULTS.write_text(json.dumps(table, indent=1) + "\n")
 
 
@@ -369,8 +369,8 @@ def main(folder: Path, *steps: str) -> None:
 
 def markdown(table: dict[str, Any]) -> str:
     lines = [
-        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | validation % | what it tries |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | 10 epochs | 30 epochs | what it tries |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in table.items():
         counts = [f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()]
@@ -380,8 +380,10 @@ def markdown(table: dict[str, Any]) -> str:
             f"{row['macs'] / 1e6:.1f}",
             f"{row.get('x86', 0):.2f}",
         ]
-        tops = ", ".join(f"{top1:.1f}" for top1 in row.get("validation", {}).values())
-        lines.append(f"| {' | '.join([*cells, *counts, tops, CANDIDATES[name][0]])} |")
+        for epochs in ("10", "30"):
+            seeds = row.get("validation", {}).get(epochs, {})
+            counts.append(", ".join(f"{top1:.1f}" for top1 in seeds.values()))
+        lines.append(f"| {' | '.join([*cells, *counts, CANDIDATES[name][0]])} |")
     return "\n".join(lines)
 
 

@@ -82,7 +82,7 @@ class RepConv(nn.Module):
     def _shortcut(self, x: Tensor) -> bool:
         """Whether `statistics_first` computes the same faster: branches that train on a CPU.
 
-        On a GPU torch.compile fuses the plain form, and autocast would round the covariances.
+        On a GPU torch.compile fuses the plain form; autocast would round the covariances.
         """
         conv = self.conv
         pointwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
@@ -91,6 +91,7 @@ class RepConv(nn.Module):
             self.branches > 1
             and self.bn.training
             and x.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
             and self.post_bn is None
             and ((pointwise and self.scale_conv is None) or depthwise)
         )

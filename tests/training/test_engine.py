@@ -49,13 +49,13 @@ def learn(data: Path | str, output: Path, **changes: Any) -> Path:
     return train(str(data), output, console=Console(file=io.StringIO()), **options)
 
 
-def small_run(recipe: Recipe = RECIPE, **options: Any) -> loop._Run:
+def small_run(recipe: Recipe = RECIPE, branches: int = 1) -> loop._Run:
     """A run on 40 drawn images that was not started."""
     images = drawn_source(4, 10).read(SIZE)
     recipe = recipe.resolved(len(images))
     assert recipe.batch is not None
     torch.manual_seed(0)
-    arguments = {"num_classes": 4, "width": 0.1, "branches": 1}
+    arguments = {"num_classes": 4, "width": 0.1, "branches": branches}
     net = OnPixels(create("ghostnetv3-small", **arguments), PixelContract(SIZE))
     card = checkpoint.Checkpoint("ghostnetv3-small", arguments, list("abcd"), PixelContract(SIZE))
     batches = Batches(images.pixels, images.labels, recipe.batch, torch.device("cpu"))
@@ -65,9 +65,11 @@ def small_run(recipe: Recipe = RECIPE, **options: Any) -> loop._Run:
     return run
 
 
-def stepped(recipe: Recipe, steps: int = 1) -> tuple[loop._Run, dict[str, torch.Tensor]]:
+def stepped(
+    recipe: Recipe, steps: int = 1, branches: int = 1
+) -> tuple[loop._Run, dict[str, torch.Tensor]]:
     """Return a run after some steps, and its weights before."""
-    run = small_run(recipe)
+    run = small_run(recipe, branches)
     before = copy.deepcopy(run.student.state_dict())
     run.student.train()
     if recipe.freeze != "none":
@@ -133,10 +135,11 @@ def test_optimizers_and_schedules() -> None:
     assert sgd.rate(1 + 3 / 4) == pytest.approx(0.05 * 0.5 * (1 + np.cos(np.pi / 4)))
 
 
-def test_bf16_rounds_what_convs_compute() -> None:
+@pytest.mark.parametrize("branches", [1, 2])
+def test_bf16_rounds_what_convs_compute(branches: int) -> None:
     nets = {}
     for precision in ("auto", "fp32", "bf16"):
-        run, _ = stepped(dataclasses.replace(RECIPE, precision=precision))
+        run, _ = stepped(dataclasses.replace(RECIPE, precision=precision), branches=branches)
         nets[precision] = nn.utils.parameters_to_vector(run.student.parameters())
     assert torch.equal(nets["auto"], nets["fp32"]), "this is a CPU"
     assert 0 < (nets["bf16"] - nets["fp32"]).norm() < 0.05 * nets["fp32"].norm()
