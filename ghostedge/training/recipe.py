@@ -66,7 +66,7 @@ class Recipe:
     """Share of the training images, by class, that chooses the best epoch; the paper used the test set."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What convs and linear layers compute in (torch.autocast); weights stay in fp32. auto: bf16 on GPUs,
-    fp32 on CPUs. There bf16 is 1.4 to 1.8 times as fast for dense convs if the CPU has it (AVX512-BF16,
+    fp32 on CPUs. There bf16 is 1.4 to 1.7 times as fast for dense convs if the CPU has it (AVX512-BF16,
     AMX), else slower, as it is for depthwise convs."""
     seed: int = 0
 
