@@ -26,10 +26,13 @@ def kaiming(net: nn.Module) -> None:
 
 
 class BranchedConv(RepConv):
-    """A conv whose training form, from two branches on, has the scale and skip branches it can have."""
+    """A conv whose training form has the scale and skip branches it can have: from two branches on, or
+    `always`."""
 
-    def __init__(self, cin: int, cout: int, side: int, branches: int, **arguments: Any) -> None:
-        extra = branches > 1
+    def __init__(
+        self, cin: int, cout: int, side: int, branches: int, always: bool = False, **arguments: Any
+    ) -> None:
+        extra = always or branches > 1
         skip = extra and cin == cout and arguments.get("stride", 1) == 1
         kernel = (side, side)
         super().__init__(

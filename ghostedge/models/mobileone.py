@@ -21,8 +21,8 @@ class Block(nn.Module):
 
     def __init__(self, cin: int, cout: int, stride: int, branches: int) -> None:
         super().__init__()
-        self.dw = BranchedConv(cin, cin, 3, branches, stride=stride, groups=cin)
-        self.project = BranchedConv(cin, cout, 1, branches)
+        self.dw = BranchedConv(cin, cin, 3, branches, True, stride=stride, groups=cin)
+        self.project = BranchedConv(cin, cout, 1, branches, True)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.project(F.relu(self.dw(x))))
@@ -33,14 +33,14 @@ class MobileOne(nn.Module):
 
     Args:
         width: width multiplier; channels are multiples of 8.
-        branches: parallel branches of each conv in training form, S0 has 4; above 1 they come with
-            scale and skip branches.
+        branches: parallel convs in training form, S0 has 4, larger ones 1; beside them are a scale and,
+            where shapes allow, a skip branch, without which so deep a chain hardly learns.
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 4) -> None:
         super().__init__()
         cin = channels(STEM * width, 8)
-        self.stem = BranchedConv(3, cin, 3, branches)
+        self.stem = BranchedConv(3, cin, 3, branches, True)
         blocks = []
         for out, count, stride in STAGES:
             for index in range(count):
