@@ -1,4 +1,4 @@
-"""Accuracy against int8 cost of checkpoints trained alike: the last tables of README.md, and pictures.
+"""Accuracy against int8 cost of checkpoints trained alike: two tables of README.md, and pictures.
 
     python benchmarks/targets/accuracy.py FOLDER CHECKPOINT...
 
@@ -30,6 +30,9 @@ OURS = "densestride"
 GAIN, SHARE = 0.5, 0.6
 """The goal: so many points more at a peer's cost, or at its accuracy so much of its cost."""
 
+Costs = dict[str, dict[str, float]]
+"""Of each network, by target."""
+
 
 class Point(NamedTuple):
     """A network: its top-1 in percent, one a seed."""
@@ -42,12 +45,11 @@ class Point(NamedTuple):
         return sum(self.top1) / len(self.top1)
 
 
-def points(files: Sequence[Path], part: str = "test") -> tuple[list[Point], str]:
+def points(cards: dict[Path, checkpoint.Checkpoint], part: str) -> tuple[list[Point], str]:
     """Return the networks of checkpoints, and what they were measured on."""
     found: dict[str, list[float]] = collections.defaultdict(list)
     measured = set()
-    for file in files:
-        card, _ = checkpoint.read(file)
+    for file, card in cards.items():
         if part not in card.accuracy:
             raise GhostEdgeError(f"{file} records no accuracy on {part} images.")
         found[card.name].append(card.accuracy[part]["top1"])
@@ -96,35 +98,34 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     plt.close(figure)
 
 
-def accuracies(nets: dict[str, Sequence[Point]]) -> str:
+def accuracies(nets: dict[str, Sequence[Point]], costs: Costs) -> str:
     """Return every network's mean accuracies, by part, and its costs, cheapest on a desktop first."""
-    costs = {target: costs_of(target, 32)[0] for target in TARGETS}
-    lines = [f"| network | seeds | {' | '.join([*nets, *TARGETS])} |", "|---" * 9 + "|"]
-    for group in sorted(
-        zip(*nets.values(), strict=True), key=lambda g: costs["desktop"][g[0].name]
-    ):
+    heads = ["network", "seeds", *nets, *costs]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    groups = zip(*nets.values(), strict=True)
+    for group in sorted(groups, key=lambda group: costs["desktop"][group[0].name]):
         name = group[0].name
-        cells = [name, len(group[0].top1), *(f"{net.mean:.1f}" for net in group)]
-        cells += [f"{costs[target][name]:.3g}" for target in TARGETS]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        cells = [name, f"{len(group[0].top1)}", *(f"{net.mean:.1f}" for net in group)]
+        cells += [f"{there[name]:.3g}" for there in costs.values()]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def verdicts(nets: Sequence[Point]) -> str:
+def verdicts(nets: Sequence[Point], costs: Costs) -> str:
     """Return, for each other network and target, the points that the best of ours gains within its cost,
     and the share of its cost that the cheapest of ours as accurate takes; bold where the goal is missed.
     """
     ours = [net for net in nets if family(net.name) == OURS]
-    lines = [f"| network | {' | '.join(TARGETS)} |", "|---" * (1 + len(TARGETS)) + "|"]
+    heads = ["network", *costs]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for peer in nets:
         if peer in ours:
             continue
         cells = [peer.name]
-        for target in TARGETS:
-            costs = costs_of(target, 32)[0]
-            limit = costs[peer.name]
-            gains = [net.mean - peer.mean for net in ours if costs[net.name] <= limit]
-            shares = [costs[net.name] / limit for net in ours if net.mean >= peer.mean]
+        for there in costs.values():
+            limit = there[peer.name]
+            gains = [net.mean - peer.mean for net in ours if there[net.name] <= limit]
+            shares = [there[net.name] / limit for net in ours if net.mean >= peer.mean]
             gain, share = max(gains, default=-math.inf), min(shares, default=math.inf)
             cell = f"{gain:+.1f} / {share:.2f}".replace("inf", "-")
             cells.append(cell if gain >= GAIN or share <= SHARE else f"**{cell}**")
@@ -133,11 +134,12 @@ def verdicts(nets: Sequence[Point]) -> str:
 
 
 def main(folder: str, *files: str) -> None:
-    paths = [Path(file) for file in files]
-    nets, measured = points(paths)
-    validated, _ = points(paths, "validation")
-    print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets})}\n")
-    print(verdicts(nets))
+    cards = {Path(file): checkpoint.read(file)[0] for file in files}
+    nets, measured = points(cards, "test")
+    validated, _ = points(cards, "validation")
+    costs = {target: costs_of(target, 32)[0] for target in TARGETS}
+    print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets}, costs)}\n")
+    print(verdicts(nets, costs))
     Path(folder).mkdir(parents=True, exist_ok=True)
     for target in TARGETS:
         draw(target, nets, measured, Path(folder))

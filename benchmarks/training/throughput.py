@@ -19,7 +19,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +29,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from ghostedge import checkpoint
-from ghostedge.data.sources import open_data
-from ghostedge.models import architecture, create, parse_name
+from ghostedge.data.sources import Data, open_data
+from ghostedge.models import create
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import OnPixels
-from ghostedge.pixels import PixelContract
 from ghostedge.training import Recipe
 from ghostedge.training.batches import Batches
-from ghostedge.training.loop import _Run
+from ghostedge.training.loop import _Run, _subject
 from ghostedge.training.processes import Processes
 from ghostedge.training.state import Folder
 
@@ -110,22 +107,11 @@ def plain(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None
 
 
 def ours(
-    images: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    network: str,
-    recipe: Recipe,
-    branches: int,
+    images: np.ndarray, labels: np.ndarray, sets: Data, network: str, recipe: Recipe, branches: int
 ) -> Iterator[None]:
     """Train one step of our loop at each `next`."""
-    name, width = parse_name(network)
-    arguments: dict[str, Any] = {"num_classes": classes}
-    if architecture(name).widths:
-        arguments |= {"width": width, "branches": branches}
-    card = checkpoint.Checkpoint(
-        name, arguments, [str(c) for c in range(classes)], PixelContract(32)
-    )
-    student = OnPixels(create(name, **arguments), card.pixels)
+    card, net = _subject(sets, network, None, branches, False, None, False)
+    student = OnPixels(net, card.pixels)
     student.to(memory_format=torch.channels_last)
     batches = Batches(images, labels, BATCH, torch.device("cpu"))
     run = _Run(student, batches, batches, recipe, card, Folder(Path()), Processes("cpu"),
@@ -150,13 +136,17 @@ def main() -> None:
     assert sets.train is not None
     chosen = np.random.default_rng(0).permutation(len(sets.train))[:IMAGES]
     read = sets.train.read(32, chosen)
-    given = (read.pixels, read.labels, len(sets.classes))
+    pixels, labels = read.pixels, read.labels
     torch.manual_seed(0)
     fp32, bf16 = (Recipe(batch=BATCH, lr=0.01, precision=kind) for kind in ("fp32", "bf16"))
-    rates, ratios = compare(plain(*given), ours(*given, BASE, fp32, 3), options.rounds)
+    rates, ratios = compare(
+        plain(pixels, labels, len(sets.classes)),
+        ours(pixels, labels, sets, BASE, fp32, 3),
+        options.rounds,
+    )
     faster = {}
     for name in HALVED:
-        pair = (ours(*given, name, recipe, 1) for recipe in (fp32, bf16))
+        pair = (ours(pixels, labels, sets, name, recipe, 1) for recipe in (fp32, bf16))
         faster[name] = round(statistics.median(compare(*pair, options.rounds)[1]), 2)
     result = {
         "images_per_second": dict(zip(("plain", "ours"), rates, strict=True)),
