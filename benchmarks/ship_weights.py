@@ -27,6 +27,8 @@ def main(file: str, data: str) -> None:
     sets = open_data(data)
     assert sets.train is not None and sets.test is not None
     recorded = card.data["validation"]
+    if recorded is None or sets.train.fingerprint != card.data["fingerprint"]:
+        raise SystemExit(f"{file} was not trained on a split of {data}: name the data that it was.")
     _, held_out = split(sets.train, recorded["fraction"], recorded["seed"])
     size = card.pixels.size
     parts = {
@@ -56,7 +58,7 @@ def main(file: str, data: str) -> None:
 def describe(card: checkpoint.Checkpoint) -> str:
     """Return the card of shipped weights as Markdown."""
     recipe = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in card.training["recipe"].items())
-    hours = card.training["seconds"] / 3600
+    hours = card.training["seconds"] / 3600  # of the epochs up to the best one
     lines = [
         f"# {card.name}",
         "",
@@ -67,8 +69,8 @@ def describe(card: checkpoint.Checkpoint) -> str:
         f"validated on {card.accuracy['validation']['images']:,} split off the training part "
         f"(seed {card.data['validation']['seed']}).",
         f"- Recipe: {recipe}. The epoch with the best validation accuracy, {card.training['epoch']} "
-        f"of {card.training['recipe']['epochs']}. One run, one seed; {hours:.1f} hours on "
-        f"{card.training['device']}.",
+        f"of {card.training['recipe']['epochs']}. One run, one seed; {hours:.1f} hours "
+        f"to that epoch on {card.training['device']}.",
         *(
             f"- Top-1, {part}: {card.accuracy[part]['top1']:.2f}% of "
             f"{card.accuracy[part]['images']:,} images."

@@ -380,7 +380,8 @@ Rate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Compile = Annotated[
-    str | None, typer.Option(help="off, default or reduce-overhead; off on CPUs by default.")
+    str | None,
+    typer.Option(help="off, default, reduce-overhead or max-autotune; off on CPUs by default."),
 ]
 Budget = Annotated[
     str | None, typer.Option(help="Stop after this time, as in 9m; --resume goes on from there.")
@@ -444,6 +445,8 @@ def train(
         )
     else:
         _refuse_within(within)
+        if from_ and width:
+            raise GhostEdgeError("--from has its width: leave out --width.")
     name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
     output = output or Path("runs") / (name or Path(str(from_)).stem)
     options = {

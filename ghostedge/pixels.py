@@ -21,7 +21,10 @@ models need no normalisation op, lose nothing at the input, and pad with mid-gre
 
 def span(images: np.ndarray) -> tuple[int, int]:
     """Return between which values 99% of the pixels of uint8 images lie, half a percent at either end."""
-    shares = np.cumsum(np.bincount(images.ravel(), minlength=256)) / max(images.size, 1)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(images), 1024):  # bincount makes an int64 of every pixel
+        counts += np.bincount(images[start : start + 1024].ravel(), minlength=256)
+    shares = np.cumsum(counts) / max(images.size, 1)
     low, high = np.searchsorted(shares, [0.005, 0.995])
     return int(low), int(min(high, 255))
 

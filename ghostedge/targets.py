@@ -181,12 +181,14 @@ def _accuracies(weights: Mapping[str, Path]) -> tuple[dict[str, float], str]:
             figures = card.accuracy.get(part, {})
             if "top1" in figures:
                 data = (card.data.get("name"), card.data.get("fingerprint"))
-                group = groups.setdefault((*data, part, figures["images"]), {})
+                split = json.dumps(card.data.get("validation")) if part == "validation" else ""
+                group = groups.setdefault((*data, part, figures["images"], split), {})
                 group[card.name] = max(figures["top1"], group.get(card.name, 0.0))
     if not groups:
         return {}, "Accuracy: no weights record any."
-    name, fingerprint, part, images = max(groups, key=lambda key: len(groups[key]))
+    most = max(groups, key=lambda key: len(groups[key]))
+    name, fingerprint, part, images, _ = most
     used = f"{images:,} {part} images of {name} ({str(fingerprint)[:8]})"
-    return groups[name, fingerprint, part, images], (
+    return groups[most], (
         f"Accuracy: top-1 of the float network on {used}, from the cards of the weights."
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,43 @@ def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     targets._table.cache_clear()
     yield
     targets._table.cache_clear()
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/targets/accuracy.py, which judges accuracies against costs."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "targets"))
+    return importlib.import_module("accuracy")
+
+
+def test_who_is_beaten_where(benchmark: Any) -> None:
+    tops = {"densestride-0.5x": 80.0, "densestride-1.0x": 84.0, "resnet8": 82.0, "resnet20": 84.2}
+    nets = [benchmark.Point(name, [top - 1, top + 1]) for name, top in tops.items()]
+    costs = {
+        "pi4": {"densestride-0.5x": 1.0, "densestride-1.0x": 3.0, "resnet8": 4.0, "resnet20": 9.0},
+        "pi5": {"densestride-0.5x": 1.0, "densestride-1.0x": 3.0, "resnet8": 2.0, "resnet20": 3.0},
+    }
+    rows = benchmark.verdicts(nets, costs).splitlines()[2:]
+    assert rows == [
+        "| resnet8 | +2.0 / 0.75 | **-2.0 / 1.50** |",
+        "| resnet20 | **-0.2 / -** | **-0.2 / -** |",
+    ]
+
+
+def test_the_papers_network_against_ours(benchmark: Any) -> None:
+    tops = {"densestride-0.5x": [70.0], "densestride-1.0x": [86.0], targets.BASE: [85.0]}
+    plain = benchmark.plain()
+    assert plain["desktop"] > 1 and plain["pi4"] > plain["pi5"] > 3, "what arm64 and rewrites have"
+    costs = {
+        target: {"densestride-0.5x": 0.1 * cost, "densestride-1.0x": 0.38 * cost}
+        for target, cost in plain.items()
+    }
+    nets = [benchmark.Point(*item) for item in tops.items()]
+    rows = benchmark.against_paper(nets, costs).splitlines()[2:]
+    assert rows == [
+        "| densestride-0.5x | -15.0 | 0.10 | 0.10 | 0.10 |",
+        "| densestride-1.0x | +1.0 | 0.38 | **0.38** | **0.38** |",
+    ]
 
 
 @pytest.fixture
@@ -156,5 +195,9 @@ def test_the_real_table_holds_every_registered_network() -> None:
         if not name.endswith("imagenet")
     }
     assert {row["network"] for row in rows if row["size"] == 32} == registered
+    keys = {(row["network"], row["size"], row["precision"]) for row in rows}
+    assert keys == set(itertools.product(registered, (32, 96), ("int8", "fp32")))
     for row in rows:
-        assert row["partitions"] == 1
+        assert row["partitions"] == 1 and row["x86"] > 0 and row["bytes"] > 0
+        assert row["precision"] == "fp32" or row["arena"] > 0
+        assert row["size"] == 96 or len(row["instructions"]) == 3

@@ -10,6 +10,7 @@ from the lowest to the highest. All must have been measured on the same images.
 from __future__ import annotations
 
 import collections
+import json
 import math
 import re
 import sys
@@ -24,11 +25,14 @@ from matplotlib import pyplot as plt
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
-from ghostedge.targets import TARGETS, costs_of
+from ghostedge.targets import BASE, TARGETS, costs_of
 
 OURS = "densestride"
+BENCHMARKS = Path(__file__).parents[1]
 GAIN, SHARE = 0.5, 0.6
 """The goal: so many points more at a peer's cost, or at its accuracy so much of its cost."""
+PAPER = {"desktop": 1 / 3, "pi5": 0.4, "pi4": 0.6}
+"""The goal against the paper's network: so much of the cost of its plain conversion, at its accuracy."""
 
 Costs = dict[str, dict[str, float]]
 """Of each network, by target."""
@@ -70,7 +74,7 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     """Draw one target; networks without a cost there are left out."""
     costs, unit, _ = costs_of(target, 32)
     shown = [net for net in nets if net.name in costs]
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     families = sorted({family(net.name) for net in shown})
     for name, marker in zip(families, "osD^vP*X<>" * len(families), strict=False):
         mine = sorted(
@@ -94,7 +98,7 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     axes.set_title(f"{target}: {' or '.join(map(str, seeds))} seed(s) a network, lowest to highest")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(output / f"{target}.png", dpi=120)
+    figure.savefig(output / f"{target}.png", dpi=160)
     plt.close(figure)
 
 
@@ -133,6 +137,37 @@ def verdicts(nets: Sequence[Point], costs: Costs) -> str:
     return "\n".join(lines)
 
 
+def plain() -> dict[str, float]:
+    """Return what the plain onnx2tf conversion of the paper's network costs, by target."""
+    rows = json.loads((BENCHMARKS / "arm64" / "results.json").read_text())["rows"]
+    counts = {
+        row["cpu"]: row["instructions"]
+        for row in rows
+        if (row["network"], row["model"]) == (f"{BASE}, plain", "model_int8.tflite")
+    }
+    timed = json.loads((BENCHMARKS / "rewrites" / "results.json").read_text())["faster"]
+    found = {"desktop": timed["plain int8 / ours int8"]}
+    for target in ("pi5", "pi4"):
+        found[target] = counts[TARGETS[target].key] * TARGETS[target].scale
+    return found
+
+
+def against_paper(nets: Sequence[Point], costs: Costs) -> str:
+    """Return, for each net of ours, its gain on the paper's and the share of its plain conversion's cost."""
+    (paper,) = (net for net in nets if net.name == BASE)
+    heads = ["network", "points", *(f"{target}, goal {goal:.2f}" for target, goal in PAPER.items())]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    ours = [net for net in nets if family(net.name) == OURS]
+    for net in sorted(ours, key=lambda net: costs["desktop"][net.name]):
+        shares = {target: costs[target][net.name] / cost for target, cost in plain().items()}
+        cells = [net.name, f"{net.mean - paper.mean:+.1f}"]
+        for target, goal in PAPER.items():
+            met = net.mean >= paper.mean and shares[target] <= goal
+            cells.append(f"**{shares[target]:.2f}**" if met else f"{shares[target]:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(folder: str, *files: str) -> None:
     cards = {Path(file): checkpoint.read(file)[0] for file in files}
     nets, measured = points(cards, "test")
@@ -140,6 +175,7 @@ def main(folder: str, *files: str) -> None:
     costs = {target: costs_of(target, 32)[0] for target in TARGETS}
     print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets}, costs)}\n")
     print(verdicts(nets, costs))
+    print(f"\n{against_paper(nets, costs)}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for target in TARGETS:
         draw(target, nets, measured, Path(folder))

@@ -24,7 +24,7 @@ from costs import BASE, RUNS, convert, describe, fixed_statistics, instructions
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
-from ghostedge.files import sha256
+from ghostedge.files import atomic_file, sha256
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
@@ -64,11 +64,12 @@ class Basic(nn.Module):
         super().__init__()
         self.first = RepConv(cin, row.mid, (row.kernel, row.kernel), row.stride)
         self.second = RepConv(row.mid, row.out, (row.kernel, row.kernel))
+        self.se = SqueezeExcite(row.out, channels(row.out * row.se)) if row.se else nn.Identity()
         same = cin == row.out and row.stride == 1
         self.shortcut = nn.Identity() if same else RepConv(cin, row.out, (1, 1), row.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        return F.relu(self.se(self.second(F.relu(self.first(x)))) + self.shortcut(x))
 
 
 class Inverted(nn.Module):
@@ -152,6 +153,14 @@ LATE = "i3 96>64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96"
 LATE_SE = LATE.replace("192>96 /2", "192>96 /2 se").replace("288>96", "288>96 se")
 STRIDES = "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, c3 >96 /2, i3 288>96"
 DENSE = "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se"
+
+
+def wide(width: int) -> str:
+    """Return a dense stride and a dense residual block at each of three sizes."""
+    return ", ".join(f"c3 >{n} /2, b3 {n}>{n}" for n in (width, 2 * width, 4 * width))
+
+
+WIDE = wide(48)
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "sketch": (
         "the first sketch, trained once",
@@ -307,6 +316,44 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
             "last": 192,
         },
     ),
+    "W, half": (
+        "dense residual blocks throughout, half as wide inside, 1.5 times as wide",
+        {
+            "stem": (24, 1),
+            "rows": WIDE.replace("48>48", "24>48")
+            .replace("96>96", "48>96")
+            .replace("192>192", "96>192"),
+        },
+    ),
+    "W": (
+        "the same, as wide inside",
+        {"stem": (24, 1), "rows": WIDE},
+    ),
+    "W, late": (
+        "the same, one at 16x16 less",
+        {"stem": (24, 1), "rows": WIDE.replace(" b3 48>48,", "")},
+    ),
+    "W, 32": (
+        "W, two thirds as wide",
+        {"rows": wide(32)},
+    ),
+    "W, 24": (
+        "W, half as wide",
+        {"rows": wide(24)},
+    ),
+    "W, 24 SE": (
+        "the same, squeeze-excitation at 4x4",
+        {"rows": f"{wide(24)} se"},
+    ),
+    "W, bottlenecks": (
+        "1.5x with half dense blocks beside the inverted ones",
+        {
+            "stem": (24, 1),
+            "rows": "c3 >48 /2, b3 24>48, i3 96>48, c3 >96 /2, b3 48>96, c3 >144 /2, b3 72>144, "
+            "i3 432>144 se",
+            "last": 384,
+        },
+    ),
 }
 
 
@@ -319,8 +366,19 @@ def place(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
 
 
+def note(name: str, **figures: Any) -> None:
+    """Add to a candidate's row of the table; other steps may run at once."""
+    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table.setdefault(name, {}).update(figures)
+    with atomic_file(RESULTS) as file:
+        file.write_text(json.dumps(table, indent=1) + "\n")
+
+
 def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
     arm = load(STUDY)["densestride-1.0x"]
+    if unknown := set(names) - CANDIDATES.keys():
+        raise SystemExit(f"No candidates: {', '.join(unknown)}")
+    precision = "" if arm.recipe.precision == "auto" else f" {arm.recipe.precision}"
     for seed in range(arm.seeds):
         for name in names:
             # Beside the teachers, which need no calibration images at the end.
@@ -330,31 +388,31 @@ def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
             recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
             top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
-            table = json.loads(RESULTS.read_text())
-            table[name].setdefault("validation", {}).setdefault(epochs, {})[str(seed)] = top1
-            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+            known = json.loads(RESULTS.read_text()).get(name, {}).get("validation", {})
+            known.setdefault(f"{epochs}{precision}", {})[str(seed)] = top1
+            note(name, validation=known)
 
 
 def main(folder: Path, *steps: str) -> None:
     if steps[:1] == ("train",):
         train_some(folder, *steps[1:])
         return
-    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for step in steps or STEPS:
         for name in CANDIDATES:
             made = place(folder, name)
             file = made / "model_int8.tflite"
-            if step == "models" and not made.exists():
+            if step == "models" and not file.exists():
                 convert(build(name), 32, made)
             if not file.exists():
                 continue
-            if table.get(name, {}).get("sha256") != sha256(file):
+            table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+            row = table.get(name, {})
+            if row.get("sha256") != sha256(file):
                 net = build(name)
                 parameters = profile(net, 32).deployed_parameters
-                table[name] = {**describe(file, net, 32), "parameters": parameters}
-            row = table[name]
+                note(name, **describe(file, net, 32), parameters=parameters)
             if step == "instructions" and "instructions" not in row:
-                row["instructions"] = instructions(file, 32)
+                note(name, instructions=instructions(file, 32))
             elif step == "latency" and "x86" not in row:
                 base = folder / BASE / "model_int8.tflite"
                 if not base.exists():
@@ -362,9 +420,8 @@ def main(folder: Path, *steps: str) -> None:
                         fixed_statistics(create("ghostnetv3-small", branches=1)), 32, base.parent
                     )
                 first, second = bench([file], against=[base], runs=RUNS)["rows"]
-                row["x86"] = round(second["median"] / first["median"], 4)
-            RESULTS.write_text(json.dumps(table, indent=1) + "\n")
-    print(markdown(table))
+                note(name, x86=round(second["median"] / first["median"], 4))
+    print(markdown(json.loads(RESULTS.read_text())))
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -372,7 +429,8 @@ def markdown(table: dict[str, Any]) -> str:
         "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | 10 epochs | 30 epochs | what it tries |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, row in table.items():
+    for name in (name for name in CANDIDATES if name in table):
+        row = table[name]
         cells = [
             name,
             f"{row['parameters']:,}",
@@ -381,8 +439,11 @@ def markdown(table: dict[str, Any]) -> str:
             *(f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()),
         ]
         for epochs in ("10", "30"):
-            seeds = row.get("validation", {}).get(epochs, {})
-            cells.append(", ".join(f"{top1:.1f}" for top1 in seeds.values()))
+            known = row.get("validation", {})
+            runs = [(known.get(epochs + kind, {}), kind) for kind in ("", " bf16")]
+            cells.append(
+                ", ".join(f"{top1:.1f}{k}" for seeds, k in runs for top1 in seeds.values())
+            )
         lines.append(f"| {' | '.join([*cells, CANDIDATES[name][0]])} |")
     return "\n".join(lines)
 

@@ -436,9 +436,7 @@ def _torchvision(spec: str, download: bool) -> Data:
             f"{getattr(kind, 'filename', 'its files')} there."
         ) from error
     except ImportError as error:
-        raise GhostEdgeError(
-            f"torchvision reads {spec} by SciPy, which is not installed: pip install scipy"
-        ) from error
+        raise require("SciPy", "train") from error
     classes = tuple(getattr(train, "classes", map(str, range(10))))
     return Data(
         spec,

@@ -61,7 +61,7 @@ ARCHITECTURES = {
     "densestride": Architecture(
         DenseStride,
         "DenseStride, for small images: cheap with int8 dot products and without",
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0),
+        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
     ),
     **{
         f"resnet{depth}": Architecture(
@@ -127,6 +127,8 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     if architecture not in known:
         name, width = parse_name(architecture)
         raise GhostEdgeError(f"The width of {architecture} is an argument: {name}, width={width}.")
+    if arguments.get("branches", 1) < 1:
+        raise GhostEdgeError(f"A conv has one branch or more, not {arguments['branches']}.")
     width = arguments.get("width", 1.0)
     if not 0.1 <= width <= 8:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")

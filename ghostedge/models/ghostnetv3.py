@@ -167,7 +167,7 @@ class GhostNetV3(nn.Module):
         stem_stride: 1 for small images, 2 for ImageNet's.
         branches: parallel branches of the ghost modules and strided convs in training form. 1 means
             a single conv+BN each, without scale and skip branches: the same deployed net, trained
-            several times faster on a CPU.
+            faster.
         post_norm: one BatchNorm after the sum of the branches (see `RepConv`).
     """
 

@@ -32,9 +32,10 @@ class Spec(NamedTuple):
 
     stem: int
     rows: tuple[Row, ...]
-    last: int
+    last: int | None
+    """Width of the last conv, which never shrinks; None for six times that of the last block."""
     head: int | None
-    """Width of a layer between pooling and classifier; V2 has none, and a `last` that never shrinks."""
+    """Width of a layer between pooling and classifier."""
 
 
 def _v2() -> tuple[Row, ...]:
@@ -70,7 +71,7 @@ V3_SMALL = Spec(
         Row(5, 576, 96, True, True, 1),
         Row(5, 576, 96, True, True, 1),
     ),
-    last=576,
+    last=None,
     head=1024,
 )
 
@@ -125,7 +126,7 @@ class MobileNet(nn.Module):
             blocks.append(Inverted(cin, mid, cout, row, act, branches))
             cin, before = cout, row.out
         self.blocks = nn.Sequential(*blocks)
-        last = scaled(spec.last * max(1.0, width)) if v2 else cin * 6
+        last = scaled(spec.last * max(1.0, width)) if spec.last else cin * 6
         self.last = RepConv(cin, last, branches=branches)
         self.head = None
         if spec.head is not None:

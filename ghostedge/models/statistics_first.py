@@ -1,4 +1,4 @@
-"""Parallel conv+BN branches trained as one convolution: the same function, half the time on a CPU.
+"""Parallel conv+BN branches trained as one convolution: the same function, faster on a CPU.
 
 A branch is linear up to its BatchNorm, and all that the norm needs of the branch's output is its
 mean and variance. With those known, the branches fold into one convolution while training, as they

@@ -244,15 +244,19 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> Tensor:
-        if views.shape[-1] != self.size:
-            values = F.interpolate(
-                views.float(), (self.size, self.size), mode="bilinear", antialias=True
-            )
-            views = values.round().clamp(0, 255).byte()
+        views = self.resized(views)
         if self.net is not None:
             return self.net(views).float()[:, self.order]
         raw = self.classifier.raw(views.permute(0, 2, 3, 1).cpu().numpy())
         return _logits(torch.from_numpy(raw).to(self.device))[:, self.order]
+
+    def resized(self, views: Tensor) -> Tensor:
+        """Return views at the size that the teacher reads."""
+        if views.shape[-1] == self.size:
+            return views
+        size = (self.size, self.size)
+        values = F.interpolate(views.float(), size, mode="bilinear", antialias=True)
+        return values.round().clamp(0, 255).byte()
 
 
 def _logits(outputs: Tensor) -> Tensor:

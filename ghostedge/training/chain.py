@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostedge.errors import GhostEdgeError
+from ghostedge.models import parse_name
 from ghostedge.training.distillation import STRATEGIES, Distillation
 from ghostedge.training.loop import train
+from ghostedge.training.recipe import Recipe
 
 
 def distill(
@@ -21,6 +25,7 @@ def distill(
     temperature: float | None = None,
     alpha: float | None = None,
     model: str = "ghostnetv3-small-1.0x",
+    recipe: Recipe | None = None,
     budget: float | None = None,
     resume: bool = False,
     **options: Any,
@@ -28,19 +33,29 @@ def distill(
     """Train `model` to follow `teachers`; return the best checkpoint's path.
 
     Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
-    `output`/assistants/, by the net before it, and then a teacher of the next. A dense strategy
-    (dgkd) learns from all before. Several teachers are an ensemble. `options` are those of `train`.
+    `output`/assistants/, by the net before it, without label smoothing, and then a teacher of the
+    next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. `options` are
+    those of `train`.
 
     Raises GhostEdgeError as `train` does.
     """
     deadline = None if budget is None else time.monotonic() + budget
+    recipe = recipe or Recipe()
+    for name in (*via, model):  # found wrong after the assistants it would cost hours
+        parse_name(name)
+    if not resume and (output / "state.pt").exists():
+        raise GhostEdgeError(
+            f"{output} holds a run already. Continue it with --resume, or name another --output."
+        )
     guides = tuple(teachers)
     for number, name in enumerate([*via, model], 1):
-        place = output / "assistants" / f"{number}-{name}" if number <= len(via) else output
+        assists = number <= len(via)
+        place = output / "assistants" / f"{number}-{name}" if assists else output
         best = train(
             data,
             place,
             model=name,
+            recipe=dataclasses.replace(recipe, label_smoothing=0.0) if assists else recipe,
             distillation=Distillation(guides, strategy, temperature, alpha),
             budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
             # A chain goes on with the stage that was interrupted; those after it are new.

@@ -207,7 +207,9 @@ class AMTML(Strategy):
 
     def prepare(self, student: nn.Module, teachers: Sequence[Teacher], views: Tensor) -> None:
         self._student = Maps(student, views)
-        self._teachers = [None if t.net is None else Maps(t.net, views) for t in teachers]
+        self._teachers = [
+            None if t.net is None else Maps(t.net, t.resized(views)) for t in teachers
+        ]
         shapes = [[] if maps is None else maps.shapes for maps in self._teachers]
         inside = [index for index, shape in enumerate(shapes) if shape]
         width = self._student.shapes[-1][1]
@@ -247,14 +249,20 @@ class AMTML(Strategy):
 
 
 class Maps:
-    """A net's last feature map at each resolution: after a forward pass `found`, large to small."""
+    """A net's last feature map at each resolution: after a forward pass `found`, large to small.
+
+    The smallest is the map that is pooled at the end; a gate inside may compute on smaller ones.
+    """
 
     def __init__(self, net: nn.Module, views: Tensor) -> None:
         last: dict[int, tuple[nn.Module, torch.Size]] = {}
+        end = 0
 
         def note(module: nn.Module, _: Any, output: Any) -> None:
+            nonlocal end
             if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] > 1:
-                last[output.shape[2]] = (module, output.shape)
+                end = output.shape[2]
+                last[end] = (module, output.shape)
 
         handles = [module.register_forward_hook(note) for module in net.modules()]
         was = net.training
@@ -265,7 +273,7 @@ class Maps:
             handle.remove()
         if not last:
             raise GhostEdgeError("A network without feature maps gives and takes no hints.")
-        sizes = sorted(last, reverse=True)
+        sizes = sorted((size for size in last if size >= end), reverse=True)
         self.shapes = [last[size][1] for size in sizes]
         self.found: list[Tensor] = [torch.empty(0)] * len(sizes)
         for index, size in enumerate(sizes):

@@ -37,6 +37,9 @@ from ghostedge.training.state import Average, Folder, History
 LOOK = 20
 """Steps between looks at the loss: each one makes the host wait for a GPU."""
 
+COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
+"""Modes of torch.compile."""
+
 
 def train(
     data: str,
@@ -72,7 +75,7 @@ def train(
         from_: a checkpoint to start from. Its last layer is made anew where the classes differ.
         pretrained: start from torchvision's ImageNet weights, which are downloaded.
         distillation: teachers, and what to take from them.
-        compile: "off", or a mode of torch.compile; by default "default" on GPUs and off on CPUs.
+        compile: one of `COMPILE`; by default "default" on GPUs and off on CPUs.
         budget: seconds after which to stop, so that `resume` goes on from there.
 
     Raises GhostEdgeError for unusable data, an output folder of another run, or a diverged loss;
@@ -82,6 +85,8 @@ def train(
     recipe = recipe or Recipe()
     if recipe.mixup and distillation is None:
         raise GhostEdgeError("mixup is for distillation only: it hurts compact nets without.")
+    if compile not in (None, *COMPILE):
+        raise GhostEdgeError(f"compile is one of {', '.join(COMPILE)}, which {compile!r} is not.")
     folder = Folder(output)
     if folder.state.exists() and not resume:
         raise GhostEdgeError(
@@ -104,7 +109,7 @@ def train(
 
     console.print(f"Reading {sets.name}")
     train_images, val_images, card.data = _read(sets, card.pixels.size, recipe)
-    _report_skipped(train_images.skipped + val_images.skipped, console)
+    _report_skipped([*sets.skipped, *train_images.skipped, *val_images.skipped], console)
     if len(train_images) < 2 or not len(val_images):
         raise GhostEdgeError(
             f"{sets.name} has {len(train_images)} images to train on and {len(val_images)} to "
@@ -148,6 +153,11 @@ def _subject(
     """Return what is to be trained, and how much is known of it."""
     labels = list(sets.classes)
     if from_ is not None:
+        if branches != 1 or post_norm or pretrained:
+            raise GhostEdgeError(
+                "A checkpoint to start from has its form and its weights: leave out branches, post_norm "
+                "and pretrained."
+            )
         start, tensors = checkpoint.read(from_)
         if model is not None and model not in (start.name, start.architecture):
             raise GhostEdgeError(f"{from_} holds {start.name}, not {model}: leave out --model.")
@@ -165,6 +175,8 @@ def _subject(
     if architecture(name).widths:
         arguments |= {"width": width, "branches": branches}
     if post_norm:
+        if branches < 2:
+            raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
         arguments["post_norm"] = True
     net = create(name, **arguments)
     card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(imgsz or 32))
@@ -298,7 +310,11 @@ class _Run:
         self.optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
-                groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused
+                groups,
+                lr=recipe.lr,
+                momentum=recipe.momentum,
+                nesterov=recipe.momentum > 0,
+                fused=fused,
             )
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
@@ -353,8 +369,7 @@ class _Run:
                     f"epoch {len(self.history)}/{epochs}  loss {row['loss']:.3f}  train "
                     f"{row['train']:.2f}%  validation {row['validation']:.2f}%  {row['seconds']:.0f} s"
                 )
-                if not self.finished:
-                    self.pause_after(deadline)
+                self.pause_after(deadline)  # after the last one too: what follows takes minutes
 
     def _tensorboard(self) -> contextlib.AbstractContextManager[Any]:
         """Return a writer that drops what a killed run wrote of the epoch under way."""
@@ -428,8 +443,10 @@ class _Run:
             return
         if not self.processes.agreed(float(time.monotonic() >= deadline), self.place):
             return
-        self.save()
         number = len(self.history)
+        if not bool(self.sums.isfinite().all()):
+            raise self.diverged(number, "the loss is no longer finite")
+        self.save()
         raise Paused(
             f"The time budget is spent after {number} of {self.recipe.epochs} epochs"
             f"{f' and {self.step} of {self.batches.steps} steps' if self.step else ''}: "
@@ -481,7 +498,8 @@ class _Run:
             if state["average"] is not None:
                 self.average.net.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.sums.copy_(state["sums"])
+            if not self.processes.rank:  # whose sums they are
+                self.sums.copy_(state["sums"])
             torch.set_rng_state(state["random"])
             self.history, self.best = state["history"], state["best"]
             self.step, self.seconds = state["step"], state["seconds"]
@@ -519,8 +537,9 @@ def _finish(run: _Run, sets: Data, place: torch.device) -> None:
     if card.architecture in ARCHITECTURES:
         run.console.print("Synthesising calibration images from the BatchNorm statistics")
         tensors[checkpoint.CALIBRATION] = synthesize(net, card.pixels, seed=run.recipe.seed)
+    drawn = run.folder.draw_curves(run.history)
     checkpoint.save(path, card, tensors)
-    if not run.folder.draw_curves(run.history):
+    if not drawn:
         run.console.print("matplotlib is not installed: curves.png is not drawn")
     for part, figures in card.accuracy.items():
         run.console.print(f"{part}: {figures['top1']:.2f}% of {figures['images']} images")

@@ -38,7 +38,11 @@ class Objective(nn.Module):
         if self.strategy is None:
             return entropy, logits
         targets = torch.stack([teacher(batch.views) for teacher in self.teachers])
-        return self.strategy(entropy, logits, targets, batch.labels), logits
+        loss = self.strategy(entropy, logits, targets, batch.labels)
+        if batch.others is not None:
+            other = self.strategy(entropy, logits, targets, batch.others)
+            loss = batch.share * loss + (1 - batch.share) * other
+        return loss, logits
 
     def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, self.weights, label_smoothing=self.smoothing)

@@ -28,10 +28,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint
-from ghostedge.data.sources import open_data, require_classes
+from ghostedge.data.sources import TORCHVISION, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, require
 from ghostedge.files import atomic_file, sha256
 from ghostedge.models import ARCHITECTURES, parse_name, profile
+from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
 from ghostedge.training.loop import train
@@ -97,18 +98,31 @@ class Job:
     needs: tuple[tuple[str, int], ...]
     """The runs, by name and seed, that have to be done before."""
 
+    def inputs(self) -> Row:
+        """Return what decides the run beside its arm: the images and the teachers' files."""
+        train = open_data(self.data).train
+        assert train is not None
+        return {
+            "fingerprint": train.fingerprint,
+            "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
+        }
+
     def result(self) -> Row | None:
         """Return what a finished run left; raises GhostEdgeError where it is of another definition."""
         file = self.folder / "result.json"
         if not file.exists():
             return None
         result: Row = json.loads(file.read_text("utf-8"))
-        for key, mine in self.arm.identity().items():
-            if key not in result["arm"] or mine != result["arm"][key]:
-                raise GhostEdgeError(
-                    f"{self.folder} was run with {key} = {result['arm'].get(key)!r}, not {mine!r}: "
-                    "name another --output, or delete that folder to run it anew."
-                )
+        for then, now in (
+            (result["arm"], self.arm.identity()),
+            (result.get("inputs", {}), self.inputs()),
+        ):
+            for key, mine in now.items():
+                if key not in then or mine != then[key]:
+                    raise GhostEdgeError(
+                        f"{self.folder} was run with {key} = {then.get(key)!r}, not {mine!r}: "
+                        "name another --output, or delete that folder to run it anew."
+                    )
         return result
 
 
@@ -275,6 +289,9 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
         family, _ = parse_name(arm.model)
     except GhostEdgeError as error:
         raise GhostEdgeError(f"model: {error}") from error
+    PixelContract(arm.imgsz or 32)
+    if arm.branches < 1:
+        raise GhostEdgeError(f"branches is 1 or more, which {arm.branches} is not.")
     if arm.seeds < 1:
         raise GhostEdgeError(f"seeds is the number of runs, which {arm.seeds} is not.")
     if arm.latency and family not in ARCHITECTURES:
@@ -329,7 +346,9 @@ def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
                 else checkpoint.find(t).resolve()
                 for t in arm.teachers
             ]
-            data = os.path.abspath(arm.data) if Path(arm.data).is_dir() else arm.data
+            data = arm.data
+            if arm.data not in TORCHVISION and Path(arm.data).is_dir():
+                data = os.path.abspath(data)
             jobs[name, seed] = Job(
                 name, arm, seed, folder(name, seed), data, tuple(map(str, teachers)), tuple(needs)
             )
@@ -454,6 +473,7 @@ def _run(job: Job, deadline: float | None, device: str) -> State:
         card, net = checkpoint.build(best)
         result = {
             "arm": arm.identity(),
+            "inputs": job.inputs(),
             "seed": job.seed,
             "network": card.name,
             "size": card.pixels.size,

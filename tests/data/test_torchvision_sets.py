@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import struct
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from ghostedge.data.sources import open_data
 from ghostedge.errors import GhostEdgeError
 
 datasets = pytest.importorskip("torchvision").datasets
+savemat = pytest.importorskip("scipy.io").savemat
 
 
 def test_fashion_mnist_is_grey_as_three_equal_channels(
@@ -44,22 +44,17 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 11), np.uint8)
     lists = {}
     for part in ("train", "test"):
-        (tmp_path / f"{part}_32x32.mat").write_bytes(part.encode())
-        lists[part] = ["", f"{part}_32x32.mat", hashlib.md5(part.encode()).hexdigest()]
+        file = tmp_path / f"{part}_32x32.mat"
+        # 10 stands for the digit 0.
+        savemat(file, {"X": images, "y": np.arange(11)[:, None] % 10 + 1})
+        lists[part] = ["", file.name, hashlib.md5(file.read_bytes()).hexdigest()]
     monkeypatch.setattr(datasets.SVHN, "split_list", lists)
     monkeypatch.setenv("GHOSTEDGE_DATA", str(tmp_path))
-    # What SciPy would read: 10 stands for the digit 0.
-    reader = types.ModuleType("scipy.io")
-    reader.loadmat = lambda _: {"X": images, "y": np.arange(11)[:, None] % 10 + 1}  # type: ignore[attr-defined]
-    scipy = types.ModuleType("scipy")
-    scipy.io = reader  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "scipy", scipy)
-    monkeypatch.setitem(sys.modules, "scipy.io", reader)
     data = open_data("svhn")
     assert data.train is not None and data.test is not None
     assert data.classes == tuple("0123456789")
     assert data.train.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
     np.testing.assert_array_equal(data.train.read(32).pixels, images.transpose(3, 0, 1, 2))
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(GhostEdgeError, match="pip install scipy"):
+    with pytest.raises(GhostEdgeError, match="SciPy"):
         open_data("svhn")

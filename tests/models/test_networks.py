@@ -36,7 +36,6 @@ OTHERS = [
     ("densestride", 1.5, 551_834, 18.5),
     ("densestride", 1.75, 800_154, 28.9),
     ("densestride", 2.0, 1_448_362, 45.0),
-    ("densestride", 3.0, 3_385_786, 109.4),
     ("resnet8", None, 77_706, 12.5),
     ("resnet14", None, 174_698, 26.7),
     ("resnet20", None, 271_690, 40.8),

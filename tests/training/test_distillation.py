@@ -133,7 +133,11 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     assert not any(name.startswith("teachers") for name in objective.state_dict())
     # Where both teachers say the same, weights do not matter: what is left of it is KD.
     maps = strategy._student.found[-1].detach()  # type: ignore[attr-defined]
-    assert maps.shape[0] == 5
+    pooled = []
+    handle = student.net.get_submodule("last").register_forward_hook(lambda *a: pooled.append(a[2]))
+    student(batch().views)
+    handle.remove()
+    assert maps.shape == pooled[0].shape, "not what a gate computes, which is smaller"
     targets = logits(1)[None].float().repeat(2, 1, 1)
     strategy.hints = 0.0  # type: ignore[attr-defined]
     found = strategy.guidance(logits(0).float(), targets, LABELS)  # type: ignore[operator]
@@ -226,6 +230,33 @@ def test_assistants_teach_in_turn(
     cards = [checkpoint.read(stage / "best.safetensors")[0] for stage in (*stages, output)]
     assert [card.name for card in cards] == [*via, "ghostnetv3-small-0.1x"]
     assert [len(card.training["distillation"]["teachers"]) for card in cards] == guides
+    smoothing = [card.training["recipe"]["label_smoothing"] for card in cards]
+    assert smoothing == [0, 0, Recipe().label_smoothing], "who teaches is not smoothed"
+
+
+def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path) -> None:
+    used = tmp_path / "run"
+    used.mkdir()
+    (used / "state.pt").write_bytes(b"of another run")
+    for output, model, message in (
+        (used, "ghostnetv3-small-0.1x", "holds a run already"),
+        (tmp_path / "new", "ghostnetv3-smal", "Did you mean"),
+    ):
+        with pytest.raises(GhostEdgeError, match=message):
+            learn(drawn_folder, output, make_teacher(tmp_path), via=["airbench-0.1x"], model=model)
+        assert not (output / "assistants").exists()
+
+
+@pytest.mark.parametrize("strategy", ["kd", "dkd"])
+def test_mixed_labels_share_what_is_distilled(tmp_path: Path, strategy: str) -> None:
+    student, views = net().eval(), batch().views
+    file, _ = small_teacher(tmp_path / "t.safetensors", 0)
+    teachers = [Teacher(file, list("abcd"), torch.device("cpu"))]
+    objective = Objective(student, 0.1, None, Distillation(("t",), strategy).build(), teachers)
+    others = LABELS.roll(1)
+    parts = [objective(Batch(views, labels))[0] for labels in (LABELS, others)]
+    found, _ = objective(Batch(views, LABELS, others, 0.3))
+    torch.testing.assert_close(found, 0.3 * parts[0] + 0.7 * parts[1])
 
 
 def test_a_student_follows_its_teacher(tmp_path: Path, drawn_folder: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 import io
+import math
 import os
 import subprocess
 import sys
@@ -239,6 +240,49 @@ def test_a_pause_says_how_to_go_on(drawn_folder: Path, tmp_path: Path) -> None:
     ) as p:
         learn(drawn_folder, tmp_path / "run", budget=1e-9)
     assert p.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compile": "fast"}, "compile is one of off, default"),
+        ({"post_norm": True}, "two branches or more"),
+        ({"branches": 0}, "one branch or more"),
+        ({"from_": "densestride-1.0x", "model": None, "branches": 2}, "leave out branches"),
+        ({"from_": "densestride-1.0x", "model": None, "pretrained": True}, "leave out branches"),
+    ],
+)
+def test_a_training_that_cannot_be(
+    drawn_folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GhostEdgeError, match=message):
+        learn(drawn_folder, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_reaches_the_objective() -> None:
+    recipe = dataclasses.replace(RECIPE, label_smoothing=0.25, balance=True, momentum=0.0)
+    run = small_run(recipe)
+    assert run.objective.smoothing == 0.25
+    assert run.objective.weights is not None and len(run.objective.weights) == 4
+    assert run.optimizer.defaults["nesterov"] is False, "which torch refuses without momentum"
+    assert small_run().objective.weights is None
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode: modes.append(mode))
+    run = small_run()
+    assert modes == []
+    run.prepare(None, [], "reduce-overhead")
+    assert modes == ["reduce-overhead"]
+
+
+def test_no_state_is_kept_of_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    run = small_run()
+    run.sums[0] = math.nan
+    with pytest.raises(GhostEdgeError, match="diverged in epoch 1"):
+        run.pause_after(0.0)
 
 
 def test_budgets() -> None:

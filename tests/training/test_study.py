@@ -133,6 +133,21 @@ def test_the_papers_rows_are_all_there() -> None:
     assert arms["kd-1.0x-resnet50"].alpha == 0.1 and arms["kd-1.0x-resnet50"].temperature == 4
 
 
+def test_the_targets_study_has_every_network_that_is_no_width_of_ours() -> None:
+    arms = load(FILES / "targets.toml")
+    trained = {arm.model for arm in arms.values()}
+    names = {
+        name if width is None else f"{name}-{width}x"
+        for name, entry in ARCHITECTURES.items()
+        if not name.startswith("ghostnetv3")
+        for width in entry.widths or (None,)
+    }
+    ours = {f"ghostnetv3-small-{width}x" for width in (0.5, 1.0, 2.8)}
+    assert trained == names | ours
+    same = {(arm.recipe.epochs, arm.recipe.lr, arm.seeds) for arm in arms.values()}
+    assert same == {(10, None, 2)}
+
+
 def test_the_future_has_all_that_the_paper_names() -> None:
     arms = load(FILES / "future.toml").values()
     assert {arm.strategy for arm in arms} == {"kd", "amtml", "dgkd"}
@@ -191,6 +206,25 @@ def test_a_budget(tmp_path: Path, few_images: Path) -> None:
     with pytest.raises(GhostEdgeError, match=r"a.seed-0 was run with epochs = 3, not 2"):
         study(file, output, settings=[*settings, "epochs=2"])
     study(file, output, settings=[*settings, "a.published=50", "a.against=b"])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_with_another_teacher_or_other_images_is_not_done(
+    tmp_path: Path, few_images: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(few_images, images)
+    text = f"[defaults]\n{TINY}[arms.guide]\n[arms.pupil]\nteachers = ['guide']\n"
+    file, output = write(tmp_path, text), tmp_path / "out"
+    study(file, output, settings=[f"data={images}"])
+    shutil.rmtree(output / "runs" / "guide")
+    with pytest.raises(GhostEdgeError, match=r"pupil.seed-0 was run with teachers"):
+        study(file, output, settings=[f"data={images}"])
+    shutil.rmtree(output / "runs" / "pupil")
+    require_done(study(file, output, settings=[f"data={images}"]), output)
+    next(images.glob("train/*/*")).unlink()
+    with pytest.raises(GhostEdgeError, match="was run with fingerprint"):
+        study(file, output, settings=[f"data={images}"])
 
 
 def test_a_killed_study_leaves_no_process_and_continues(
