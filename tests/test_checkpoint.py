@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from ghostedge import checkpoint
 from ghostedge.checkpoint import Checkpoint
+from ghostedge.convert.plan import Limits
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract
@@ -197,6 +198,16 @@ def test_shipped_weights_are_found_by_name(
     message = refused("ghostnetv3-small-0.5")
     assert "ghostnetv3-small-0.5 is neither a file nor the name" in message
     assert "Did you mean ghostnetv3-small-0.5x?" in message
+
+
+@pytest.mark.parametrize("name", checkpoint.shipped())
+def test_shipped_weights_lose_little_to_int8(name: str) -> None:
+    card, _ = checkpoint.read(name)
+    assert card.name == name and card.licence == "Apache-2.0"
+    assert (checkpoint.WEIGHTS / f"{name}.md").read_text().startswith(f"# {name}\n")
+    for model in ("model_int8.tflite", "model_int8.onnx"):
+        figures = card.accuracy["int8"]["real"][model]
+        assert max(figures["validation_drop"], figures["test_drop"]) <= Limits().max_drop
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:

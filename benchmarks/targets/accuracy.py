@@ -119,7 +119,7 @@ def verdicts(nets: Sequence[Point], costs: Costs) -> str:
     """Return, for each other network and target, the points that the best of ours gains within its cost,
     and the share of its cost that the cheapest of ours as accurate takes; bold where the goal is missed.
     """
-    ours = [net for net in nets if family(net.name) == OURS]
+    ours = [net for net in nets if net.name.startswith(OURS)]
     heads = ["network", *costs]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for peer in nets:
@@ -157,7 +157,7 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
     (paper,) = (net for net in nets if net.name == BASE)
     heads = ["network", "points", *(f"{target}, goal {goal:.2f}" for target, goal in PAPER.items())]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    ours = [net for net in nets if family(net.name) == OURS]
+    ours = [net for net in nets if net.name.startswith(OURS)]
     for net in sorted(ours, key=lambda net: costs["desktop"][net.name]):
         shares = {target: costs[target][net.name] / cost for target, cost in plain().items()}
         cells = [net.name, f"{net.mean - paper.mean:+.1f}"]

@@ -10,8 +10,8 @@ are random: a cost hardly depends on them.
   XNNPACK partitions, largest sum of the activations alive at once, MACs.
 - instructions: of the guest, of one inference on an emulated A53, A72 and A76 (benchmarks/arm64).
 - arena: what TensorFlow Lite Micro (TFLM in a .venv-tflm) needs for the int8 model, with int8 ends.
-- latency: of this x86 machine, as a ratio to ghostnetv3-small-1.0x int8 of the same image size, by
-  `ghostedge bench` of the three at once, interleaved.
+- latency: of this x86 machine, as a ratio to ghostnetv3-small-1.0x int8 of the same image size, by one
+  `ghostedge bench` of all, interleaved.
 """
 
 from __future__ import annotations
@@ -174,6 +174,9 @@ class Table:
 def main(folder: Path, *steps: str) -> None:
     table = Table()
     for size, step in itertools.product(SIZES, steps or STEPS):
+        if step == "latency":
+            latency(table, folder, size)
+            continue
         for precision in PRECISIONS if step != "models" else PRECISIONS[:1]:
             for name, architecture, width in networks():
                 made = folder / f"{name}-{size}"
@@ -187,8 +190,6 @@ def main(folder: Path, *steps: str) -> None:
                     row["instructions"] = instructions(file, size)
                 elif step == "arena" and precision == "int8" and "arena" not in row:
                     row["arena"] = arena(made / "model_int8_io.tflite")
-                elif step == "latency" and "x86" not in row:
-                    latency(table, folder, name, size)
                 else:
                     continue
                 table.save()
@@ -225,16 +226,19 @@ def markdown(table: Table) -> str:
     return "\n\n".join(parts)
 
 
-def latency(table: Table, folder: Path, name: str, size: int) -> None:
-    """Time both precisions of a net beside the base."""
-    base = folder / f"{BASE}-{size}" / "model_int8.tflite"
-    files = [folder / f"{name}-{size}" / f"model_{precision}.tflite" for precision in PRECISIONS]
-    rows = bench([f for f in files if f != base], against=[base], runs=RUNS)["rows"]
-    medians = {row["model"]: row["median"] for row in rows}
-    for precision, file in zip(PRECISIONS, files, strict=True):
-        ratio = medians[str(file)] / medians[str(base)]
-        table.row((name, size, precision), file)["x86"] = round(ratio, 4)
+def latency(table: Table, folder: Path, size: int) -> None:
+    """Time all nets of an image size in one interleaved bench, so that any two can be compared."""
+    keys = [(name, size, precision) for name, *_ in networks() for precision in PRECISIONS]
+    files = {key: folder / f"{key[0]}-{size}" / f"model_{key[2]}.tflite" for key in keys}
+    files = {key: file for key, file in files.items() if file.exists()}
+    if all("x86" in table.row(key, file) for key, file in files.items()):
+        return
+    medians = {row["model"]: row["median"] for row in bench([*files.values()], runs=RUNS)["rows"]}
+    base = medians[str(files[BASE, size, "int8"])]
+    for key, file in files.items():
+        table.row(key, file)["x86"] = round(medians[str(file)] / base, 4)
     table.machine = {"cpu": machine()["cpu"], "features": machine()["features"]}
+    table.save()
 
 
 if __name__ == "__main__":

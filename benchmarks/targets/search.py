@@ -64,12 +64,11 @@ class Basic(nn.Module):
         super().__init__()
         self.first = RepConv(cin, row.mid, (row.kernel, row.kernel), row.stride)
         self.second = RepConv(row.mid, row.out, (row.kernel, row.kernel))
-        self.se = SqueezeExcite(row.out, channels(row.out * row.se)) if row.se else nn.Identity()
         same = cin == row.out and row.stride == 1
         self.shortcut = nn.Identity() if same else RepConv(cin, row.out, (1, 1), row.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.se(self.second(F.relu(self.first(x)))) + self.shortcut(x))
+        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
 class Inverted(nn.Module):
@@ -155,12 +154,12 @@ STRIDES = "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, c3 >96 /2, i3 2
 DENSE = "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se"
 
 
-def wide(width: int) -> str:
-    """Return a dense stride and a dense residual block at each of three sizes."""
-    return ", ".join(f"c3 >{n} /2, b3 {n}>{n}" for n in (width, 2 * width, 4 * width))
+def wide(width: int, thinner: int = 1) -> str:
+    """Return a dense stride and a dense residual block, so much thinner inside, at each of three sizes."""
+    widths = (width, 2 * width, 4 * width)
+    return ", ".join(f"c3 >{n} /2, b3 {n // thinner}>{n}" for n in widths)
 
 
-WIDE = wide(48)
 CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
     "sketch": (
         "the first sketch, trained once",
@@ -316,37 +315,24 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
             "last": 192,
         },
     ),
-    "W, half": (
-        "dense residual blocks throughout, half as wide inside, 1.5 times as wide",
-        {
-            "stem": (24, 1),
-            "rows": WIDE.replace("48>48", "24>48")
-            .replace("96>96", "48>96")
-            .replace("192>192", "96>192"),
-        },
-    ),
     "W": (
-        "the same, as wide inside",
-        {"stem": (24, 1), "rows": WIDE},
-    ),
-    "W, late": (
-        "the same, one at 16x16 less",
-        {"stem": (24, 1), "rows": WIDE.replace(" b3 48>48,", "")},
+        "a dense stride and a dense residual block at each size, 48 to 192 channels",
+        {"stem": (24, 1), "rows": wide(48)},
     ),
     "W, 32": (
-        "W, two thirds as wide",
+        "the same, 32 to 128 channels",
         {"rows": wide(32)},
     ),
     "W, 24": (
-        "W, half as wide",
+        "the same, 24 to 96 channels",
         {"rows": wide(24)},
     ),
-    "W, 24 SE": (
-        "the same, squeeze-excitation at 4x4",
-        {"rows": f"{wide(24)} se"},
+    "W, half": (
+        "W, its blocks half as wide inside",
+        {"stem": (24, 1), "rows": wide(48, 2)},
     ),
-    "W, bottlenecks": (
-        "1.5x with half dense blocks beside the inverted ones",
+    "W, mixed": (
+        "1.5 times as wide as E, half, and dense at 16x16 too",
         {
             "stem": (24, 1),
             "rows": "c3 >48 /2, b3 24>48, i3 96>48, c3 >96 /2, b3 48>96, c3 >144 /2, b3 72>144, "

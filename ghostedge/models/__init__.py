@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ghostedge.errors import GhostEdgeError, nearest
-from ghostedge.models.densestride import DenseStride
+from ghostedge.models.densestride import INVERTED, RESIDUAL, DenseStride
 from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
 from ghostedge.models.mobilenet import V2, V3_SMALL, MobileNet
 from ghostedge.models.mobileone import MobileOne
@@ -59,9 +59,14 @@ ARCHITECTURES = {
         (0.5, 1.0, 1.3, 1.6),
     ),
     "densestride": Architecture(
-        DenseStride,
+        partial(DenseStride, INVERTED),
         "DenseStride, for small images: cheap with int8 dot products and without",
-        (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0),
+        (0.5, 0.75, 1.0, 1.25),
+    ),
+    "densestride-res": Architecture(
+        partial(DenseStride, RESIDUAL),
+        "DenseStride of dense residual blocks, which pay at higher cost",
+        (1.0, 1.25, 1.5, 2.0),
     ),
     **{
         f"resnet{depth}": Architecture(

@@ -27,6 +27,7 @@ LABELS = ["a", "b", "c"]
     ("architecture", "arguments"),
     [
         ("densestride", {"width": 0.5, "branches": 2}),
+        ("densestride-res", {"width": 0.5, "branches": 2}),
         ("resnet8", {}),
     ],
 )
