@@ -183,7 +183,9 @@ def test_the_real_table_ranks_the_shipped_weights(target: str) -> None:
     found = rank(target)
     assert [c.top1 for c in found.choices] == sorted((c.top1 for c in found.choices), reverse=True)
     assert "ghostnetv3-small-1.0x" in names(found)
-    assert 0 < choose(target).cost <= found.limit
+    chosen = choose(target)
+    assert 0 < chosen.cost <= found.limit
+    assert chosen.top1 == max(c.top1 for c in found.choices if c.cost <= found.limit)
 
 
 def test_the_real_table_holds_every_registered_network() -> None:

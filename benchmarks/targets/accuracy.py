@@ -14,6 +14,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +93,8 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="x", which="minor", labelsize=7)
-    axes.set_xlabel(f"int8, {unit}: {TARGETS[target].source}", fontsize=9)
+    axes.set_xlabel(textwrap.fill(f"int8, {unit}: {TARGETS[target].source}", 70), fontsize=9)
+    axes.margins(0.08)
     seeds = sorted({len(net.top1) for net in shown})
     axes.set_ylabel(f"top-1 %, {measured}")
     axes.set_title(f"{target}: {' or '.join(map(str, seeds))} seed(s) a network, lowest to highest")

@@ -331,15 +331,6 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
         "W, its blocks half as wide inside",
         {"stem": (24, 1), "rows": wide(48, 2)},
     ),
-    "W, mixed": (
-        "1.5 times as wide as E, half, and dense at 16x16 too",
-        {
-            "stem": (24, 1),
-            "rows": "c3 >48 /2, b3 24>48, i3 96>48, c3 >96 /2, b3 48>96, c3 >144 /2, b3 72>144, "
-            "i3 432>144 se",
-            "last": 384,
-        },
-    ),
 }
 
 
