@@ -1,10 +1,11 @@
-"""Accuracy against int8 cost of checkpoints trained alike: two tables of README.md, and pictures.
+"""Accuracy against int8 cost of checkpoints trained alike: three tables of README.md, and pictures.
 
     python benchmarks/targets/accuracy.py FOLDER CHECKPOINT...
 
-prints accuracies with costs, and how far DenseStride stands before every other network on each target;
-writes FOLDER/<target>.png. Checkpoints of one network are its seeds: a figure is their mean, a bar goes
-from the lowest to the highest. All must have been measured on the same images.
+prints accuracies with costs, and how far DenseStride stands before every other network on each target
+and before the plain conversion of the paper's; writes FOLDER/<target>.png. Checkpoints of one network
+are its seeds: a figure is their mean, a bar goes from the lowest to the
+highest. All must have been measured on the same images.
 """
 
 from __future__ import annotations

@@ -343,12 +343,16 @@ def place(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
 
 
-def note(name: str, **figures: Any) -> None:
-    """Add to a candidate's row of the table; other steps may run at once."""
+def note(name: str, **figures: Any) -> dict[str, Any]:
+    """Add to a candidate's row of the table, and return it; other steps may run at once."""
     table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    table.setdefault(name, {}).update(figures)
+    row = table.get(name, {})
+    if "sha256" in figures:  # of another file: what the old one cost does not hold for it
+        row = {key: row[key] for key in ("validation",) if key in row}
+    table[name] = {**row, **figures}
     with atomic_file(RESULTS) as file:
         file.write_text(json.dumps(table, indent=1) + "\n")
+    return table[name]
 
 
 def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
@@ -387,7 +391,7 @@ def main(folder: Path, *steps: str) -> None:
             if row.get("sha256") != sha256(file):
                 net = build(name)
                 parameters = profile(net, 32).deployed_parameters
-                note(name, **describe(file, net, 32), parameters=parameters)
+                row = note(name, **describe(file, net, 32), parameters=parameters)
             if step == "instructions" and "instructions" not in row:
                 note(name, instructions=instructions(file, 32))
             elif step == "latency" and "x86" not in row:

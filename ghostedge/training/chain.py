@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostedge.errors import GhostEdgeError
 from ghostedge.models import parse_name
 from ghostedge.training.distillation import STRATEGIES, Distillation
 from ghostedge.training.loop import train
 from ghostedge.training.recipe import Recipe
+from ghostedge.training.state import Folder
 
 
 def distill(
@@ -43,10 +43,8 @@ def distill(
     recipe = recipe or Recipe()
     for name in (*via, model):  # found wrong after the assistants it would cost hours
         parse_name(name)
-    if not resume and (output / "state.pt").exists():
-        raise GhostEdgeError(
-            f"{output} holds a run already. Continue it with --resume, or name another --output."
-        )
+    if not resume:
+        Folder(output).require_unused()
     guides = tuple(teachers)
     for number, name in enumerate([*via, model], 1):
         assists = number <= len(via)
@@ -59,7 +57,7 @@ def distill(
             distillation=Distillation(guides, strategy, temperature, alpha),
             budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
             # A chain goes on with the stage that was interrupted; those after it are new.
-            resume=resume and (not via or (place / "state.pt").exists()),
+            resume=resume and (not via or Folder(place).state.exists()),
             **options,
         )
         guides = (*guides, str(best)) if STRATEGIES[strategy].dense else (str(best),)

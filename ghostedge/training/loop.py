@@ -88,10 +88,8 @@ def train(
     if compile not in (None, *COMPILE):
         raise GhostEdgeError(f"compile is one of {', '.join(COMPILE)}, which {compile!r} is not.")
     folder = Folder(output)
-    if folder.state.exists() and not resume:
-        raise GhostEdgeError(
-            f"{output} holds a run already. Continue it with --resume, or name another --output."
-        )
+    if not resume:
+        folder.require_unused()
     if resume and not folder.state.exists():
         raise GhostEdgeError(f"{output} holds no run to resume: {folder.state} is missing.")
     sets = open_data(data, download=download)

@@ -48,6 +48,13 @@ class Folder:
         self.path = path
         self.state = path / "state.pt"
 
+    def require_unused(self) -> None:
+        """Raise GhostEdgeError where there is a run, which a new one would overwrite."""
+        if self.state.exists():
+            raise GhostEdgeError(
+                f"{self.path} holds a run already. Continue it with --resume, or name another --output."
+            )
+
     def save_weights(self, name: str, card: checkpoint.Checkpoint, net: nn.Module) -> None:
         tensors = {k: v.detach().cpu().contiguous().numpy() for k, v in net.state_dict().items()}
         checkpoint.save(self.path / f"{name}.safetensors", card, tensors)

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint
-from ghostedge.data.sources import TORCHVISION, open_data, require_classes
+from ghostedge.data.sources import TORCHVISION, Source, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, require
 from ghostedge.files import atomic_file, sha256
 from ghostedge.models import ARCHITECTURES, parse_name, profile
@@ -98,24 +98,22 @@ class Job:
     needs: tuple[tuple[str, int], ...]
     """The runs, by name and seed, that have to be done before."""
 
-    def inputs(self) -> Row:
-        """Return what decides the run beside its arm: the images and the teachers' files."""
-        train = open_data(self.data).train
-        assert train is not None
-        return {
-            "fingerprint": train.fingerprint,
-            "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
-        }
+    def result(self, images: Source) -> Row | None:
+        """Return what a finished run left, or None where there is none.
 
-    def result(self) -> Row | None:
-        """Return what a finished run left; raises GhostEdgeError where it is of another definition."""
+        Raises GhostEdgeError where it is of another definition, other training images or teachers.
+        """
         file = self.folder / "result.json"
         if not file.exists():
             return None
         result: Row = json.loads(file.read_text("utf-8"))
+        inputs = {
+            "fingerprint": images.fingerprint,
+            "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
+        }
         for then, now in (
             (result["arm"], self.arm.identity()),
-            (result.get("inputs", {}), self.inputs()),
+            (result.get("inputs", {}), inputs),
         ):
             for key, mine in now.items():
                 if key not in then or mine != then[key]:
@@ -165,17 +163,21 @@ def study(
     arms = load(file, settings)
     if any(arm.latency for arm in arms.values()) and not importlib.util.find_spec("onnx2tf"):
         raise require("onnx2tf", "export")
+    images: dict[str, Source] = {}
     for data in {arm.data: None for arm in arms.values()}:
-        require_classes(open_data(data, download=download))
+        sets = open_data(data, download=download)
+        require_classes(sets)
+        assert sets.train is not None
+        images[data] = sets.train
     jobs = _jobs(arms, output.resolve())
-    results = {key: job.result() for key, job in jobs.items()}
+    results = {key: job.result(images[job.arm.data]) for key, job in jobs.items()}
     open_ = {key: job for key, job in jobs.items() if results[key] is None}
     say(f"{len(jobs) - len(open_)} of {len(jobs)} runs are done already")
 
     def note(key: tuple[str, int], state: State) -> None:
         if state[0] not in ("done", "failed"):
             return
-        results[key] = jobs[key].result()
+        results[key] = jobs[key].result(images[jobs[key].arm.data])
         say(f"{key[0]}, seed {key[1]}: {' '.join(filter(None, state))}")
         _write(summarize(arms, results, {}), results, settings, output)
 
@@ -471,9 +473,13 @@ def _run(job: Job, deadline: float | None, device: str) -> State:
             resume=(job.folder / "state.pt").exists(),
         )
         card, net = checkpoint.build(best)
+        taught = card.training.get("distillation", {"teachers": []})
         result = {
             "arm": arm.identity(),
-            "inputs": job.inputs(),
+            "inputs": {
+                "fingerprint": card.data["fingerprint"],
+                "teachers": [teacher["sha256"] for teacher in taught["teachers"]],
+            },
             "seed": job.seed,
             "network": card.name,
             "size": card.pixels.size,
