@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ghostedge import checkpoint
 from ghostedge.convert import export
@@ -59,6 +60,7 @@ def describe(card: checkpoint.Checkpoint) -> str:
     """Return the card of shipped weights as Markdown."""
     recipe = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in card.training["recipe"].items())
     hours = card.training["seconds"] / 3600  # of the epochs up to the best one
+    taught = card.training.get("distillation")
     lines = [
         f"# {card.name}",
         "",
@@ -71,12 +73,13 @@ def describe(card: checkpoint.Checkpoint) -> str:
         f"- Recipe: {recipe}. The epoch with the best validation accuracy, {card.training['epoch']} "
         f"of {card.training['recipe']['epochs']}. One run, one seed; {hours:.1f} hours "
         f"to that epoch on {card.training['device']}.",
+        *([] if taught is None else [f"- Distilled: {_taught(taught)}."]),
         *(
             f"- Top-1, {part}: {card.accuracy[part]['top1']:.2f}% of "
             f"{card.accuracy[part]['images']:,} images."
             for part in ("validation", "test")
         ),
-        "- Licence: Apache-2.0. The data set's images are not in this file; its calibration images "
+        f"- Licence: {card.licence}. The data set's images are not in this file; its calibration images "
         "are synthetic.",
         "",
         "Points of top-1 that int8 loses, with the paired 95% interval:",
@@ -92,6 +95,13 @@ def describe(card: checkpoint.Checkpoint) -> str:
             ]
             lines.append(f"| {kind} images | {model} | {' | '.join(drops)} |")
     return "\n".join(lines) + "\n"
+
+
+def _taught(distillation: dict[str, Any]) -> str:
+    stated = {k: v for k, v in distillation.items() if k != "teachers" and v is not None}
+    settings = ", ".join(f"{k} {v}" for k, v in stated.items())
+    teachers = (f"{t['file']} (sha256 {t['sha256'][:8]})" for t in distillation["teachers"])
+    return f"{settings}; taught by {', '.join(teachers)}"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,10 @@ def main() -> None:
         sys.exit(app(prog_name="ghostedge", standalone_mode=False))
     except GhostEdgeError as error:
         message, code = str(error), error.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message, code = f"{error.filename} cannot be used: {error.strerror}.", 2
     except Exception as error:
         # A wrong flag: the class of the error is Click's, which newer versions of Typer hide.
         if not hasattr(error, "format_message"):
@@ -438,17 +442,16 @@ def train(
 
         if model or width or from_:
             raise GhostEdgeError("--for chooses the weights to start from: leave out the others.")
-        chosen = choose(for_, within)
-        from_ = chosen.name
+        from_ = choose(for_, within, imgsz or 32).name
         print(
-            f"From {from_}, the most accurate within the cost: see `ghostedge list --for {for_}`."
+            f"From {from_}, the cheapest within half a point of the best: see `ghostedge list --for {for_}`."
         )
     else:
         _refuse_within(within)
         if from_ and width:
             raise GhostEdgeError("--from has its width: leave out --width.")
     name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
-    output = output or Path("runs") / (name or Path(str(from_)).stem)
+    output = output or Path("runs") / (name or Path(str(from_)).name.removesuffix(".safetensors"))
     options = {
         "model": name,
         "branches": branches,
@@ -752,7 +755,9 @@ def list_(
         "shipped weights",
     ]
     _table("Networks; where there is a width, any other can be named too", heading, rows)
-    print(f"Teachers, which train too: {', '.join(TEACHERS)}")
+    print("Teachers train too. What they are:")
+    for name, entry in {**ARCHITECTURES, **TEACHERS}.items():
+        print(f"  {name}: {entry.summary}")
 
 
 def _refuse_within(within: float | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,21 @@ def test_shipped_weights_lose_little_to_int8(name: str) -> None:
     for model in ("model_int8.tflite", "model_int8.onnx"):
         figures = card.accuracy["int8"]["real"][model]
         assert max(figures["validation_drop"], figures["test_drop"]) <= Limits().max_drop
+
+
+def test_the_readme_has_the_figures_of_the_shipped_weights() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    named = re.findall(r"^\| \[`([^`]+)`\]\(ghostedge/weights/", readme, re.M)
+    assert sorted(named) == list(checkpoint.shipped())
+    for name in named:
+        accuracy = checkpoint.read(name)[0].accuracy
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| [`{name}`]"))
+        shown = [float(figure) for figure in re.findall(r"-?\d+\.\d\d", row.split("|", 3)[3])]
+        int8 = (accuracy["int8"]["real"][f"model_int8.{kind}"] for kind in ("tflite", "onnx"))
+        drops = [figure for f in int8 for figure in (f["test_drop"], f["test_interval"])]
+        assert shown == pytest.approx(
+            [accuracy["validation"]["top1"], accuracy["test"]["top1"], *drops]
+        )
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:

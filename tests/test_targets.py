@@ -16,7 +16,7 @@ from ghostedge.latency import results
 from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES
 from ghostedge.pixels import PixelContract
-from ghostedge.targets import TARGETS, choose, rank
+from ghostedge.targets import NEAR, TARGETS, choose, rank
 from tests.runtime_fixtures import write_onnx
 
 COSTS = {
@@ -30,7 +30,7 @@ TOP1 = {
     "ghostnetv3-small-1.0x": 86.0,
     "resnet8": 80.0,
     "resnet20": 88.0,
-    "mobilenetv2-0.5x": 85.0,
+    "mobilenetv2-0.5x": 85.5,
 }
 
 
@@ -41,6 +41,8 @@ def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         counts = {"cortex-a53": a53, "cortex-a72": a72, "cortex-a76": a76}
         row = {"network": network, "size": 32, "x86": x86, "instructions": counts, "arena": arena}
         rows += [row | {"precision": "int8"}, row | {"precision": "fp32", "x86": 0.01}]
+        if network != "mobilenetv2-0.5x":
+            rows.append(row | {"precision": "int8", "size": 96})
     file = tmp_path / "costs.json"
     file.write_text(json.dumps({"command": "made up", "rows": rows}))
     monkeypatch.setattr(targets, "COSTS", file)
@@ -167,7 +169,7 @@ def test_a_target_of_ones_own_board(costs: None, weights: dict[str, Path], tmp_p
     ("arguments", "message"),
     [
         ({"target": "pi3"}, "no target 'pi3'.*pi4"),
-        ({"target": "pi4", "imgsz": 64}, "32 pixels, not at 64"),
+        ({"target": "pi4", "imgsz": 64}, "32 and 96 pixels, not at 64"),
         ({"target": "pi4", "within": 1}, "the cheapest, 3"),
     ],
 )
@@ -184,8 +186,33 @@ def test_the_real_table_ranks_the_shipped_weights(target: str) -> None:
     assert [c.top1 for c in found.choices] == sorted((c.top1 for c in found.choices), reverse=True)
     assert "ghostnetv3-small-1.0x" in names(found)
     chosen = choose(target)
-    assert 0 < chosen.cost <= found.limit
-    assert chosen.top1 == max(c.top1 for c in found.choices if c.cost <= found.limit)
+    best = max(c.top1 for c in found.choices if c.cost <= found.limit)
+    assert chosen.cost == min(c.cost for c in found.choices if c.top1 >= best - NEAR)
+
+
+@pytest.mark.parametrize(
+    ("target", "within", "size", "expected"),
+    [
+        ("pi4", None, 32, "mobilenetv2-0.5x"),
+        ("pi4", 13, 32, "resnet20"),
+        ("pi5", None, 32, "mobilenetv2-0.5x"),
+        ("desktop", 1.2, 32, "resnet20"),
+        ("pi4", None, 96, "ghostnetv3-small-1.0x"),
+    ],
+)
+def test_the_cheapest_near_the_best_is_chosen(
+    costs: None,
+    weights: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    within: float | None,
+    size: int,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(targets.checkpoint, "shipped", lambda: weights)
+    assert choose(target, within, size).name == expected
+    if size == 96:
+        assert "not known: mobilenetv2-0.5x" in rank(target, imgsz=size).sources[-1]
 
 
 def test_the_real_table_holds_every_registered_network() -> None:

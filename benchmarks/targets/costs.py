@@ -43,6 +43,7 @@ from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES, create, fold, profile
 from ghostedge.models.synthetic import noise
 from ghostedge.pixels import PixelContract
+from ghostedge.targets import BASE
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "arm64"))
@@ -52,7 +53,6 @@ TABLE = HERE.parents[1] / "ghostedge" / "costs.json"
 COMMAND = "python benchmarks/targets/costs.py FOLDER"
 TFLM = HERE.parents[1] / ".venv-tflm" / "bin" / "python"
 TFLM_VERSION = "0.dev20261023182759"
-BASE = "ghostnetv3-small-1.0x"
 SIZES = (32, 96)
 PRECISIONS = ("int8", "fp32")
 RUNS = 40

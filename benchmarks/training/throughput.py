@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -30,9 +29,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ghostedge.data.sources import Data, open_data
+from ghostedge.latency.runner import machine
 from ghostedge.models import create
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import OnPixels
+from ghostedge.targets import BASE
 from ghostedge.training import Recipe
 from ghostedge.training.batches import Batches
 from ghostedge.training.loop import _Run, _subject
@@ -40,7 +41,6 @@ from ghostedge.training.processes import Processes
 from ghostedge.training.state import Folder
 
 BATCH, IMAGES = 128, 5120
-BASE = "ghostnetv3-small-1.0x"
 HALVED = ("densestride-1.0x", "resnet20", "airbench-1.0x", BASE)
 
 
@@ -158,7 +158,7 @@ def main() -> None:
         "batch": BATCH,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "cpu": _cpu(),
+        "cpu": machine()["cpu"],
         "cores": os.cpu_count(),
         "command": f"python benchmarks/training/throughput.py {options.data}",
     }
@@ -180,14 +180,6 @@ def compare(
                 kept.append(2 * BATCH / (time.perf_counter() - started))
     ratios = [b / a for a, b in zip(*rates, strict=True)]
     return [round(statistics.median(kept), 1) for kept in rates], ratios
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostedge.models import parse_name
+import torch
+
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import train
+from ghostedge.training.loop import new_net, train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.state import Folder
 
@@ -41,8 +42,10 @@ def distill(
     """
     deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
+    form = {key: options[key] for key in ("branches", "post_norm") if key in options}
     for name in (*via, model):  # found wrong after the assistants it would cost hours
-        parse_name(name)
+        with torch.device("meta"):
+            new_net(name, classes=2, **form)
     if not resume:
         Folder(output).require_unused()
     guides = tuple(teachers)

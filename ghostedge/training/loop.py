@@ -97,7 +97,7 @@ def train(
     processes = Processes(device)
     console = console or Console(stderr=True)
     console.quiet |= processes.rank > 0
-    place = _device(processes.device)
+    place = processes.place
     torch.manual_seed(recipe.seed)
     card, net = _subject(sets, model, imgsz, branches, post_norm, from_, pretrained)
     # Before the images are read: a missing teacher shall not cost minutes.
@@ -133,7 +133,13 @@ def train(
     if resume:
         run.restore()
     with reported(output):
-        run.to_the_end(deadline)
+        try:
+            run.to_the_end(deadline)
+        except torch.OutOfMemoryError as error:
+            raise GhostEdgeError(
+                f"The memory of {place} is too small for steps of {recipe.batch} images: lower --batch, "
+                "or raise accumulate, which cuts a step into parts."
+            ) from error
         if processes.rank == 0:
             _finish(run, sets, place)
     return output / "best.safetensors"
@@ -168,21 +174,33 @@ def _subject(
         file = checkpoint.find(from_)
         card.training["from"] = {"file": file.name, "sha256": sha256(file)}
         return card, net
-    name, width = parse_name(model or "ghostnetv3-small-1.0x")
-    arguments = {"num_classes": len(labels)}
-    if architecture(name).widths:
-        arguments |= {"width": width, "branches": branches}
-    if post_norm:
-        if branches < 2:
-            raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
-        arguments["post_norm"] = True
-    net = create(name, **arguments)
+    name, arguments, net = new_net(
+        model or "ghostnetv3-small-1.0x", len(labels), branches, post_norm
+    )
     card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(imgsz or 32))
     if pretrained:
         card.pixels = PixelContract(imgsz or 32, *IMAGENET)
         card.training["from"] = "torchvision's ImageNet weights"
         _adopt(net, imagenet_weights(name), with_head=False)
     return card, net
+
+
+def new_net(
+    model: str, classes: int, branches: int = 1, post_norm: bool = False
+) -> tuple[str, dict[str, Any], nn.Module]:
+    """Return the architecture, the arguments and the network, in training form, of a name.
+
+    Raises GhostEdgeError, as `create` does, for what cannot be built.
+    """
+    name, width = parse_name(model)
+    arguments: dict[str, Any] = {"num_classes": classes}
+    if architecture(name).widths:
+        arguments |= {"width": width, "branches": branches}
+    if post_norm:
+        if branches < 2:
+            raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
+        arguments["post_norm"] = True
+    return name, arguments, create(name, **arguments)
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
@@ -219,21 +237,6 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
 def _report_skipped(skipped: list[tuple[str, str]], console: Console) -> None:
     if skipped:
         console.print(f"Skipped {len(skipped)} files, the first: {skipped[0][0]}: {skipped[0][1]}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        place = torch.device(name)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise GhostEdgeError(
-            f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
-            "Use --device cpu, or cuda where there is a GPU."
-        ) from error
-    if place.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes are static
-        torch.set_float32_matmul_precision("high")
-    return place
 
 
 def _device_name(place: torch.device) -> str:

@@ -22,11 +22,11 @@ class Processes:
     def __init__(self, device: str) -> None:
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
-        self.device = device
+        shared = self.size > 1 and device == "cuda"
+        self.place = _place(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shared else device)
         if self.size > 1:
-            if device == "cuda":
-                self.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-                torch.cuda.set_device(self.device)
+            if shared:
+                torch.cuda.set_device(self.place)
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if device == "cuda" else "gloo")
 
@@ -65,3 +65,18 @@ class Processes:
         shared = torch.tensor(value, dtype=torch.float64, device=device)
         dist.broadcast(shared, 0)
         return float(shared)
+
+
+def _place(name: str) -> torch.device:
+    try:
+        place = torch.device(name)
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise GhostEdgeError(
+            f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
+            "Use --device cpu, or cuda where there is a GPU."
+        ) from error
+    if place.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are static
+        torch.set_float32_matmul_precision("high")
+    return place

@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from ghostedge import checkpoint
 from ghostedge.data.sources import TORCHVISION, Source, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, require
 from ghostedge.files import atomic_file, sha256
-from ghostedge.models import ARCHITECTURES, parse_name, profile
+from ghostedge.models import ARCHITECTURES, profile
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
-from ghostedge.training.loop import train
+from ghostedge.training.loop import new_net, train
 from ghostedge.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -156,7 +157,7 @@ def study(
         cluster: run through Ray, which takes its address from RAY_ADDRESS and starts on this machine
             alone where that is not set. All machines need this environment and these folders.
 
-    Raises GhostEdgeError for a bad file, data that are missing, or an output of another study.
+    Raises GhostEdgeError for a bad file, data that are missing, or runs there of another definition.
     """
     # By the clock, which a cluster's machines share.
     deadline = None if budget is None else time.time() + budget
@@ -288,12 +289,11 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
         raise GhostEdgeError("data is missing: name a folder or a set, for it or in [defaults].")
     arm = Arm(**{**given, "recipe": recipes.load(given.get("recipe"), **changes)})
     try:
-        family, _ = parse_name(arm.model)
+        with torch.device("meta"):
+            family, _, _ = new_net(arm.model, 2, arm.branches, arm.post_norm)
     except GhostEdgeError as error:
         raise GhostEdgeError(f"model: {error}") from error
     PixelContract(arm.imgsz or 32)
-    if arm.branches < 1:
-        raise GhostEdgeError(f"branches is 1 or more, which {arm.branches} is not.")
     if arm.seeds < 1:
         raise GhostEdgeError(f"seeds is the number of runs, which {arm.seeds} is not.")
     if arm.latency and family not in ARCHITECTURES:

@@ -238,12 +238,15 @@ def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path)
     used = tmp_path / "run"
     used.mkdir()
     (used / "state.pt").write_bytes(b"of another run")
-    for output, model, message in (
-        (used, "ghostnetv3-small-0.1x", "holds a run already"),
-        (tmp_path / "new", "ghostnetv3-smal", "Did you mean"),
+    for output, model, branches, message in (
+        (used, "ghostnetv3-small-0.1x", 1, "holds a run already"),
+        (tmp_path / "new", "ghostnetv3-smal", 1, "Did you mean"),
+        (tmp_path / "new", "ghostnetv3-small-9x", 1, "outside 0.1 to 8"),
+        (tmp_path / "new", "ghostnetv3-small-0.1x", 0, "one branch or more"),
     ):
+        options = {"via": ["airbench-0.1x"], "model": model, "branches": branches}
         with pytest.raises(GhostEdgeError, match=message):
-            learn(drawn_folder, output, make_teacher(tmp_path), via=["airbench-0.1x"], model=model)
+            learn(drawn_folder, output, make_teacher(tmp_path), **options)
         assert not (output / "assistants").exists()
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -269,13 +270,21 @@ def test_the_recipe_reaches_the_objective() -> None:
     assert small_run().objective.weights is None
 
 
-def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode: modes.append(mode))
-    run = small_run()
-    assert modes == []
-    run.prepare(None, [], "reduce-overhead")
-    assert modes == ["reduce-overhead"]
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.utils.counters.clear()
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    weights = []
+    for mode in ("off", "default"):
+        assert not torch._dynamo.utils.counters["stats"], "nothing is compiled that need not be"
+        best = learn(drawn_folder, tmp_path / mode, model="resnet8", recipe=recipe, compile=mode)
+        weights.append(checkpoint.build(best)[1].state_dict())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for name, plain in weights[0].items():
+        torch.testing.assert_close(weights[1][name], plain, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_no_state_is_kept_of_a_loss_that_is_no_number(tmp_path: Path) -> None:
