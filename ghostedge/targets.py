@@ -126,11 +126,11 @@ def choose(target: str, within: float | None = None, imgsz: int = 32) -> Choice:
     That is the best that costs no more than `within`, or than the paper's network.
     """
     found = rank(target, within=within, imgsz=imgsz)
+    choices = found.choices
     if within is None:
-        limit = max(found.limit, min(c.cost for c in found.choices))
-        found = rank(target, within=limit, imgsz=imgsz)
-    best = found.choices[0].top1
-    return min((c for c in found.choices if c.top1 >= best - NEAR), key=lambda c: c.cost)
+        limit = max(found.limit, min(c.cost for c in choices))
+        choices = [c for c in choices if c.cost <= limit]
+    return min((c for c in choices if c.top1 >= choices[0].top1 - NEAR), key=lambda c: c.cost)
 
 
 @functools.cache
@@ -143,7 +143,10 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
     rows = [row for row in table["rows"] if row["precision"] == "int8"]
     if imgsz not in {row["size"] for row in rows}:
         sizes = sorted({str(row["size"]) for row in rows})
-        raise GhostEdgeError(f"Costs are known at {' and '.join(sizes)} pixels, not at {imgsz}.")
+        raise GhostEdgeError(
+            f"Costs are known at {' and '.join(sizes)} pixels, not at {imgsz}: look at those with "
+            "`ghostedge list --for`, and name weights to start from with --from."
+        )
     costs = {}
     for row in rows:
         figure = {**row, **row.get("instructions", {})}.get(target.key)

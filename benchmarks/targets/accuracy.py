@@ -4,8 +4,8 @@
 
 prints accuracies with costs, and how far DenseStride stands before every other network on each target
 and before the plain conversion of the paper's; writes FOLDER/<target>.png. Checkpoints of one network
-are its seeds: a figure is their mean, a bar goes from the lowest to the
-highest. All must have been measured on the same images; runs that are not finished are left out.
+are its seeds: a figure is their mean, a bar goes from the lowest to the highest. All must have been
+measured on the same images; runs that are not finished are left out.
 """
 
 from __future__ import annotations

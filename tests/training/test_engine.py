@@ -270,6 +270,15 @@ def test_the_recipe_reaches_the_objective() -> None:
     assert small_run().objective.weights is None
 
 
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode: modes.append(mode))
+    run = small_run()
+    assert modes == []
+    run.prepare(None, [], "reduce-overhead")
+    assert modes == ["reduce-overhead"]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns_the_same(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
