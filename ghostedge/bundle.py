@@ -86,6 +86,7 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
 def _check_structure(manifest: dict[str, Any]) -> None:
     """Touch everything that is used of a manifest, so that no use of it can fail later."""
     PixelContract.from_json(manifest["pixels"])
+    assert isinstance(manifest["name"], str), "name"
     labels = manifest["labels"]
     assert isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels"
     for name, artefact in manifest["artefacts"].items():

@@ -770,10 +770,16 @@ def _list_for(target: str, within: float | None, imgsz: int) -> None:
 
     found = rank(target, within=within, imgsz=imgsz)
     rows = [
-        [choice.name, f"{choice.top1:.2f}", f"{choice.cost:.3g}", "*" if choice.best else ""]
+        [
+            choice.name,
+            f"{choice.top1:.2f}",
+            f"{choice.cost:.3g}",
+            f"{choice.size:.0f}",
+            "*" if choice.best else "",
+        ]
         for choice in found.choices
     ]
-    heading = ["weights", "top-1 %", f"cost, {found.unit}", "none better for less"]
+    heading = ["weights", "top-1 %", f"cost, {found.unit}", "int8 kB", "none better for less"]
     _table(f"For {target}", heading, rows)
     for line in found.sources:
         print(line)

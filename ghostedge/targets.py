@@ -28,6 +28,8 @@ class Target(NamedTuple):
     scale: float
     unit: str
     source: str
+    small: bool = False
+    """Whether the model's own size is as scarce there as what the figure counts."""
 
 
 _COUNTED = "million instructions of one inference on an emulated {}; a count is no time"
@@ -39,7 +41,7 @@ TARGETS = {
     "pi4": Target("cortex-a72", 1e-6, "M", _COUNTED.format("Cortex-A72")),
     "zero2w": Target("cortex-a53", 1e-6, "M", _COUNTED.format("Cortex-A53")),
     "microcontroller": Target(
-        "arena", 1e-3, "kB", "RAM that TensorFlow Lite Micro needs beside the model in flash"
+        "arena", 1e-3, "kB", "RAM that TensorFlow Lite Micro needs beside the model in flash", True
     ),
 }
 
@@ -50,8 +52,10 @@ class Choice(NamedTuple):
     name: str
     cost: float
     top1: float
-    best: bool
-    """Whether none is both cheaper and at least as accurate."""
+    size: float
+    """Of the int8 model's file, in kB."""
+    best: bool = False
+    """Whether none is as accurate for less: at no more cost and, on a microcontroller, in no more flash."""
 
 
 class Ranking(NamedTuple):
@@ -84,16 +88,24 @@ def rank(
     """
     costs, unit, source = costs_of(target, imgsz)
     tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
-    found = sorted((-top, costs[name], name) for name, top in tops.items() if name in costs)
+    sizes = {row["network"]: row["bytes"] / 1e3 for row in _int8()}
+    small = target in TARGETS and TARGETS[target].small
+    found = [
+        Choice(name, costs[name], top, sizes[name]) for name, top in tops.items() if name in costs
+    ]
+    found.sort(key=lambda choice: (-choice.top1, choice.cost, choice.name))
     choices = [
-        Choice(
-            name, cost, -top, best=cost < min((c for _, c, _ in found[:index]), default=cost + 1)
+        choice._replace(
+            best=not any(
+                other.cost <= choice.cost and (not small or other.size <= choice.size)
+                for other in found[:index]
+            )
         )
-        for index, (top, cost, name) in enumerate(found)
-        if within is None or cost <= within
+        for index, choice in enumerate(found)
+        if within is None or choice.cost <= within
     ]
     if not choices:
-        cheapest = min((cost for _, cost, _ in found), default=None)
+        cheapest = min((choice.cost for choice in found), default=None)
         raise GhostEdgeError(
             f"No shipped weights have a cost on {target} at this size: bench exports of them there."
             if cheapest is None
@@ -138,9 +150,12 @@ def _table() -> dict[str, Any]:
     return dict(json.loads(COSTS.read_text("utf-8")))
 
 
+def _int8() -> list[dict[str, Any]]:
+    return [row for row in _table()["rows"] if row["precision"] == "int8"]
+
+
 def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
-    table = _table()
-    rows = [row for row in table["rows"] if row["precision"] == "int8"]
+    rows = _int8()
     if imgsz not in {row["size"] for row in rows}:
         sizes = sorted({str(row["size"]) for row in rows})
         raise GhostEdgeError(
@@ -153,36 +168,46 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
         if row["size"] == imgsz and isinstance(figure, (int, float)):
             costs[row["network"]] = figure * target.scale
     kind = f"int8 at {imgsz} pixels, {target.source}"
-    return costs, target.unit, f"{kind} ({table['command']})"
+    return costs, target.unit, f"{kind} ({_table()['command']})"
 
 
 def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
-    """Return the fastest int8 time of each network in a bench, in ms.
-
-    Networks are known by their bundle's manifest or, where that is gone, by their name in the path.
-    """
+    """Return the fastest int8 time of each network in one machine's benches, in ms, at fewest threads."""
     from ghostedge.latency import results
 
-    costs: dict[str, float] = {}
     found = results.read(path)
-    names = sorted({row["network"] for row in _table()["rows"]}, key=len, reverse=True)
-    for result in found:
-        for row in result["rows"]:
-            folder = Path(row["model"]).parent
-            if is_bundle(folder):
-                name = read_manifest(folder)["name"]
-            else:
-                known = (n for n in names if re.search(rf"\b{re.escape(n)}\b", row["model"]))
-                name = next(known, None)
-            if name is not None and row["precision"] == "int8":
-                costs[name] = min(row["median"], costs.get(name, row["median"]))
+    machines = sorted({result["name"] for result in found})
+    if len(machines) > 1:
+        raise GhostEdgeError(
+            f"{path} has the times of {' and '.join(machines)}: name a file of one of them."
+        )
+    rows = [row for result in found for row in result["rows"] if row["precision"] == "int8"]
+    threads = min((row["threads"] for row in rows), default=1)
+    costs: dict[str, float] = {}
+    for row in rows:
+        name = _network(row)
+        if name is not None and row["threads"] == threads:
+            costs[name] = min(row["median"], costs.get(name, row["median"]))
     if not costs:
         raise GhostEdgeError(
             f"{path} has no int8 model of a known network: export some with --int8, keep the names "
             "of their folders, and bench those."
         )
-    machines = ", ".join(sorted({result["name"] for result in found}))
-    return costs, "ms", f"int8, median of one inference on {machines} ({path})"
+    kind = f"int8, median of one inference with {threads} thread{'s' * (threads > 1)}"
+    return costs, "ms", f"{kind} on {machines[0]} ({path})"
+
+
+def _network(row: Mapping[str, Any]) -> str | None:
+    """Return whose file was timed: by its bundle's manifest or, where that is gone, by its path."""
+    file = Path(row["model"])
+    if is_bundle(file.parent):
+        manifest = read_manifest(file.parent)
+        if manifest["artefacts"].get(file.name, {}).get("sha256") == row["sha256"]:
+            return str(manifest["name"])
+    names = sorted({known["network"] for known in _table()["rows"]}, key=len, reverse=True)
+    return next(
+        (name for name in names if re.search(rf"\b{re.escape(name)}\b", row["model"])), None
+    )
 
 
 def _accuracies(weights: Mapping[str, Path]) -> tuple[dict[str, float], str]:
@@ -195,13 +220,14 @@ def _accuracies(weights: Mapping[str, Path]) -> tuple[dict[str, float], str]:
             if "top1" in figures:
                 data = (card.data.get("name"), card.data.get("fingerprint"))
                 split = json.dumps(card.data.get("validation")) if part == "validation" else ""
-                group = groups.setdefault((*data, part, figures["images"], split), {})
+                of = (*data, part, figures["images"], card.pixels.size, split)
+                group = groups.setdefault(of, {})
                 group[card.name] = max(figures["top1"], group.get(card.name, 0.0))
     if not groups:
         return {}, "Accuracy: no weights record any."
     most = max(groups, key=lambda key: len(groups[key]))
-    name, fingerprint, part, images, _ = most
-    used = f"{images:,} {part} images of {name} ({str(fingerprint)[:8]})"
+    name, fingerprint, part, images, size, _ = most
+    used = f"{images:,} {part} images of {name} ({str(fingerprint)[:8]}) at {size} pixels"
     return groups[most], (
         f"Accuracy: top-1 of the float network on {used}, from the cards of the weights."
     )

@@ -513,6 +513,27 @@ def test_unusable_targets(refuse: Refuse, arguments: tuple[str, ...], message: s
     assert message in refuse(*arguments)
 
 
+@pytest.mark.parametrize(("size", "limit"), [(32, 2.0), (96, 17.0)])
+def test_training_for_a_target(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    size: int,
+    limit: float,
+) -> None:
+    """Starts from the weights that the costs of its image size allow: here, the cheapest alone."""
+    from ghostedge.models import synthetic
+
+    monkeypatch.setattr(synthetic, "STEPS", 2)
+    data = folder_of(tmp_path / "data", "ant", "bee")
+    flags = ["--within", limit, "--imgsz", size, "--epochs", 1]
+    assert run("train", data, "--for", "pi4", *flags, "-o", tmp_path / "run") == 0
+    assert "From densestride-0.5x, the cheapest within half a point" in capsys.readouterr().out
+    card, _ = checkpoint.read(tmp_path / "run" / "best.safetensors")
+    assert (card.name, card.pixels.size) == ("densestride-0.5x", size)
+    assert card.training["from"]["file"] == "densestride-0.5x.safetensors"
+
+
 def test_info(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Path) -> None:
     assert run("info", net) == 0
     facts = json.loads(capsys.readouterr().out)

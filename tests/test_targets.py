@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import importlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 
 from ghostedge import targets
+from ghostedge.bundle import write_manifest
 from ghostedge.checkpoint import Checkpoint, save
+from ghostedge.convert import Bundle
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import results
 from ghostedge.latency.timing import bench
@@ -20,11 +24,11 @@ from ghostedge.targets import NEAR, TARGETS, choose, rank
 from tests.runtime_fixtures import write_onnx
 
 COSTS = {
-    # network: x86, instructions on A53, A72, A76, arena
-    "ghostnetv3-small-1.0x": (1.0, 6e6, 5e6, 4e6, 60_000),
-    "resnet8": (0.3, 5e6, 4e6, 1e6, 55_000),
-    "resnet20": (0.9, 16e6, 13e6, 4.5e6, 58_000),
-    "mobilenetv2-0.5x": (1.2, 4e6, 3e6, 2e6, 90_000),
+    # network: x86, instructions on A53, A72, A76, arena, file
+    "ghostnetv3-small-1.0x": (1.0, 6e6, 5e6, 4e6, 60_000, 200_000),
+    "resnet8": (0.3, 5e6, 4e6, 1e6, 55_000, 90_000),
+    "resnet20": (0.9, 16e6, 13e6, 4.5e6, 58_000, 300_000),
+    "mobilenetv2-0.5x": (1.2, 4e6, 3e6, 2e6, 90_000, 700_000),
 }
 TOP1 = {
     "ghostnetv3-small-1.0x": 86.0,
@@ -37,9 +41,10 @@ TOP1 = {
 @pytest.fixture
 def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rows: list[dict[str, Any]] = []
-    for network, (x86, a53, a72, a76, arena) in COSTS.items():
+    for network, (x86, a53, a72, a76, arena, size) in COSTS.items():
         counts = {"cortex-a53": a53, "cortex-a72": a72, "cortex-a76": a76}
         row = {"network": network, "size": 32, "x86": x86, "instructions": counts, "arena": arena}
+        row |= {"bytes": size}
         rows += [row | {"precision": "int8"}, row | {"precision": "fp32", "x86": 0.01}]
         if network != "mobilenetv2-0.5x":
             rows.append(row | {"precision": "int8", "size": 96})
@@ -60,16 +65,44 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_who_is_beaten_where(benchmark: Any) -> None:
     tops = {"densestride-0.5x": 80.0, "densestride-1.0x": 84.0, "resnet8": 82.0, "resnet20": 84.2}
+    tops["resnet32"] = 40.0
     nets = [benchmark.Point(name, [top - 1, top + 1]) for name, top in tops.items()]
     costs = {
-        "pi4": {"densestride-0.5x": 1.0, "densestride-1.0x": 3.0, "resnet8": 4.0, "resnet20": 9.0},
-        "pi5": {"densestride-0.5x": 1.0, "densestride-1.0x": 3.0, "resnet8": 2.0, "resnet20": 3.0},
+        "pi4": {
+            "densestride-0.5x": 1.0,
+            "densestride-1.0x": 3.0,
+            "resnet8": 4.0,
+            "resnet20": 9.0,
+            "resnet32": 2.0,
+        },
+        "pi5": {
+            "densestride-0.5x": 1.0,
+            "densestride-1.0x": 3.0,
+            "resnet8": 2.0,
+            "resnet20": 3.0,
+            "resnet32": 0.5,
+        },
     }
     rows = benchmark.verdicts(nets, costs).splitlines()[2:]
     assert rows == [
         "| resnet8 | +2.0 / 0.75 | **-2.0 / 1.50** |",
         "| resnet20 | **-0.2 / -** | **-0.2 / -** |",
+        "| resnet32 | +40.0 / 0.50 | **- / 2.00** |",
     ]
+
+
+def test_only_what_was_trained_alike_is_compared(benchmark: Any) -> None:
+    card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
+    card.data = {"name": "figures", "fingerprint": "12345678"}
+    card.accuracy = {"test": {"top1": 80.0, "images": 500}}
+    cards = [copy.deepcopy(card) for _ in range(3)]
+    for other, recipe in zip(
+        cards, ({}, {"seed": 1, "precision": "bf16"}, {"epochs": 31}), strict=True
+    ):
+        other.training = {"recipe": recipe}
+    assert benchmark.points(cards[:2], "test")[0] == [benchmark.Point("resnet8", [80.0, 80.0])]
+    with pytest.raises(GhostEdgeError, match="trained in different ways"):
+        benchmark.points(cards, "test")
 
 
 def test_the_papers_network_against_ours(benchmark: Any) -> None:
@@ -132,7 +165,17 @@ def test_what_nothing_beats_is_marked_and_sources_are_named(
     best = [choice.name for choice in found.choices if choice.best]
     assert best == ["resnet20", "resnet8"]
     assert "made up" in found.sources[0]
-    assert "500 test images of figures" in found.sources[1]
+    assert "500 test images of figures (12345678) at 32 pixels" in found.sources[1]
+
+
+def test_a_microcontroller_is_short_of_flash_too(costs: None, weights: dict[str, Path]) -> None:
+    found = rank("microcontroller", weights=weights)
+    assert [(c.name, c.cost, c.size, c.best) for c in found.choices] == [
+        ("resnet20", 58, 300, True),
+        ("ghostnetv3-small-1.0x", 60, 200, True),  # more RAM than the first, but less flash
+        ("mobilenetv2-0.5x", 90, 700, False),
+        ("resnet8", 55, 90, True),
+    ]
 
 
 def test_only_weights_measured_on_the_same_images_are_compared(
@@ -145,24 +188,88 @@ def test_only_weights_measured_on_the_same_images_are_compared(
     assert "resnet8" not in names(rank("pi4", weights=weights))
 
 
-def test_a_target_of_ones_own_board(costs: None, weights: dict[str, Path], tmp_path: Path) -> None:
-    timed = {"resnet20": 3.0, "ghostnetv3-small-1.0x": 4.0}
-    models = [write_onnx(tmp_path / "a.onnx"), write_onnx(tmp_path / "b.onnx", softmax=False)]
-    result = bench(models, runs=1)
+@pytest.fixture(scope="module")
+def timed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A bench of two small models on this machine."""
+    folder = tmp_path_factory.mktemp("timed")
+    files = [write_onnx(folder / "a.onnx"), write_onnx(folder / "b.onnx", softmax=False)]
+    return bench(files, runs=1)
+
+
+def board(timed: dict[str, Any], name: str = "my board", threads: int = 1, **ms: float) -> Any:
+    """Return the bench as if it were of int8 models of networks."""
+    rows = [
+        row | {"model": f"{net}-export/model_int8.tflite", "precision": "int8", "threads": threads}
+        for net, row in zip(ms, timed["rows"], strict=True)
+    ]
+    for row, median in zip(rows, ms.values(), strict=True):
+        row["median"] = median
+    return timed | {"name": name, "rows": rows}
+
+
+TIMES = {"resnet20": 3.0, "ghostnetv3-small-1.0x": 4.0}
+
+
+def test_a_target_of_ones_own_board(
+    costs: None, weights: dict[str, Path], timed: dict[str, Any], tmp_path: Path
+) -> None:
     file = tmp_path / "board.json"
-    results.write([result], file)
+    results.write([timed], file)
     with pytest.raises(GhostEdgeError, match="no int8 model of a known network"):
         rank(str(file), weights=weights)
 
-    for row, (name, ms) in zip(result["rows"], timed.items(), strict=True):
-        row |= {"model": f"{name}-export/model_int8.tflite", "precision": "int8", "median": ms}
-    results.write([result | {"name": "my board"}], file)
+    # The best of one thread, which those of two are not compared with.
+    faster = {name: ms / 2 for name, ms in TIMES.items()}
+    slower = {name: ms * 2 for name, ms in TIMES.items()}
+    made = [board(timed, **TIMES), board(timed, threads=2, **faster), board(timed, **slower)]
+    results.write(made, file)
     found = rank(str(file), weights=weights)
     assert [(c.name, c.cost, c.best) for c in found.choices] == [
         ("resnet20", 3.0, True),
         ("ghostnetv3-small-1.0x", 4.0, False),
     ]
-    assert "my board" in found.sources[0]
+    assert "with 1 thread on my board" in found.sources[0]
+
+    results.write([board(timed, **TIMES), board(timed, name="another", **TIMES)], file)
+    with pytest.raises(GhostEdgeError, match="another and my board"):
+        rank(str(file), weights=weights)
+
+    results.write([board(timed, **TIMES)], file)
+    file.write_text(file.read_text().replace('"median": 3.0', '"median": NaN'))
+    with pytest.raises(GhostEdgeError, match="NaN is no figure"):
+        rank(str(file), weights=weights)
+
+
+def test_a_file_of_a_bundle_is_known_by_its_hash(
+    costs: None,
+    weights: dict[str, Path],
+    timed: dict[str, Any],
+    bundle: Bundle,
+    tmp_path: Path,
+) -> None:
+    """Not by what its folder holds now."""
+    manifest = bundle.manifest | {"name": "ghostnetv3-small-1.0x"}
+    folder = tmp_path / "resnet8"
+    shutil.copytree(bundle.path, folder)
+    write_manifest(folder, manifest)
+    name, entry = next(iter(manifest["artefacts"].items()))
+    result = board(timed, **TIMES)
+    for row in result["rows"]:
+        row["model"] = str(folder / name)
+    result["rows"][0] |= {"sha256": entry["sha256"], "median": 1.0}
+    result["rows"][1] |= {"sha256": "0" * 64, "median": 2.0}
+    file = tmp_path / "board.json"
+    results.write([result], file)
+    found = rank(str(file), weights=weights)
+    assert {c.name: c.cost for c in found.choices} == {"ghostnetv3-small-1.0x": 1, "resnet8": 2}
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000])
+def test_a_board_that_cannot_be_read(costs: None, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "board.json"
+    file.write_text(text)
+    with pytest.raises(GhostEdgeError, match="is no result of a bench"):
+        rank(str(file))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
     python benchmarks/targets/accuracy.py FOLDER CHECKPOINT...
 
 prints accuracies with costs, and how far DenseStride stands before every other network on each target
-and before the plain conversion of the paper's; writes FOLDER/<target>.png. Checkpoints of one network
-are its seeds: a figure is their mean, a bar goes from the lowest to the highest. All must have been
-measured on the same images; runs that are not finished are left out.
+and before the plain conversion of the paper's, where that is among them; writes FOLDER/<target>.png.
+Checkpoints of one network are its seeds: a figure is their mean, a bar goes from the lowest to the
+highest. All must have been trained alike but for the seed and the precision, and measured on the same
+images; runs that are not finished are left out.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from matplotlib import pyplot as plt
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.targets import BASE, TARGETS, costs_of
+from ghostedge.training import Recipe
 
 OURS = "densestride"
 BENCHMARKS = Path(__file__).parents[1]
@@ -54,13 +56,17 @@ class Point(NamedTuple):
 def points(cards: Sequence[checkpoint.Checkpoint], part: str) -> tuple[list[Point], str]:
     """Return the networks of checkpoints, and what they were measured on."""
     found: dict[str, list[float]] = collections.defaultdict(list)
-    measured = set()
+    measured, trained = set(), set()
     for card in cards:
         found[card.name].append(card.accuracy[part]["top1"])
         images = card.accuracy[part]["images"]
         measured.add((card.data["name"], card.data["fingerprint"], images))
+        recipe = Recipe(**{**card.training["recipe"], "seed": 0, "precision": "auto"})
+        trained.add(str((recipe, card.training.get("distillation"), card.training.get("from"))))
     if len(measured) > 1:
         raise GhostEdgeError("The checkpoints were measured on different images.")
+    if len(trained) > 1:
+        raise GhostEdgeError("The checkpoints were trained in different ways.")
     ((name, _, images),) = measured
     return [Point(*item) for item in sorted(found.items())], f"{images:,} {part} images of {name}"
 
@@ -132,7 +138,7 @@ def verdicts(nets: Sequence[Point], costs: Costs) -> str:
             gains = [net.mean - peer.mean for net in ours if there[net.name] <= limit]
             shares = [there[net.name] / limit for net in ours if net.mean >= peer.mean]
             gain, share = max(gains, default=-math.inf), min(shares, default=math.inf)
-            cell = f"{gain:+.1f} / {share:.2f}".replace("inf", "-")
+            cell = f"{gain:+.1f} / {share:.2f}".replace("-inf", "-").replace("inf", "-")
             cells.append(cell if gain >= GAIN or share <= SHARE else f"**{cell}**")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -179,7 +185,8 @@ def main(folder: str, *files: str) -> None:
     costs = {target: costs_of(target, 32)[0] for target in TARGETS}
     print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets}, costs)}\n")
     print(verdicts(nets, costs))
-    print(f"\n{against_paper(nets, costs)}")
+    if any(net.name == BASE for net in nets):
+        print(f"\n{against_paper(nets, costs)}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for target in TARGETS:
         draw(target, nets, measured, Path(folder))

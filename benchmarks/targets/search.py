@@ -4,13 +4,15 @@
     python benchmarks/targets/search.py FOLDER train EPOCHS DATA CANDIDATE...
 
 prints the table of README.md and keeps it as search.json; FOLDER keeps the models. Steps are those of
-costs.py. A candidate is its stem (width, stride), its blocks and its ends. What a cost cannot say is
+costs.py. candidates.csv has the candidates, a line each: stem (width, stride), ends and blocks, such as
+`i3 96>32 /2 se` (kind, kernel, mid > out, stride, squeeze-excitation). What a cost cannot say is
 accuracy: `train` gives the candidates that are named the recipe and seeds of benchmarks/studies/targets.toml
 (whose epochs are 10), goes on where it was stopped, and keeps the best validation accuracy.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import sys
@@ -27,11 +29,13 @@ from ghostedge import checkpoint
 from ghostedge.files import atomic_file, sha256
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
+from ghostedge.models.ghostnetv3 import Form, GhostModule
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
 from ghostedge.training.loop import train
 from ghostedge.training.study import load
 
+CANDIDATES = Path(__file__).with_name("candidates.csv")
 RESULTS = Path(__file__).with_name("search.json")
 STEPS = ("models", "instructions", "latency")
 STUDY = Path(__file__).parents[1] / "studies" / "targets.toml"
@@ -40,7 +44,8 @@ STUDY = Path(__file__).parents[1] / "studies" / "targets.toml"
 class Row(NamedTuple):
     """One block: c, one dense conv; b, two dense convs and a shortcut; f, a dense conv that expands
     and a 1x1 conv that projects; i, a 1x1 conv that expands, a depthwise conv and one that projects;
-    s, the same with GhostNetV3's shortcut wherever shapes differ."""
+    s, the same with GhostNetV3's shortcut wherever shapes differ; g, ghost modules for the 1x1 convs;
+    a, those with its gate too."""
 
     kind: str
     kernel: int
@@ -74,15 +79,20 @@ class Basic(nn.Module):
 class Inverted(nn.Module):
     def __init__(self, cin: int, row: Row) -> None:
         super().__init__()
-        kernel = (row.kernel, row.kernel)
-        if row.kind == "f":
-            convs = [RepConv(cin, row.mid, kernel, row.stride)]
-        else:
-            convs = [RepConv(cin, row.mid), RepConv(row.mid, row.mid, kernel, row.stride, row.mid)]
-        self.convs = nn.ModuleList(convs)
+        kernel, ghost = (row.kernel, row.kernel), row.kind in "ga"
+        plain = Form(branches=1, post_norm=False)
+        self.convs = nn.Sequential()
+        if ghost:
+            self.convs.append(GhostModule(cin, row.mid, plain, relu=True, gate=row.kind == "a"))
+        elif row.kind != "f":
+            self.convs.extend([RepConv(cin, row.mid), nn.ReLU()])
+        wide, groups = (cin, 1) if row.kind == "f" else (row.mid, row.mid)
+        self.convs.extend([RepConv(wide, row.mid, kernel, row.stride, groups), nn.ReLU()])
         hidden = channels(row.mid * row.se)
         self.se = SqueezeExcite(row.mid, hidden) if row.se else nn.Identity()
-        self.project = RepConv(row.mid, row.out)
+        self.project = (
+            GhostModule(row.mid, row.out, plain, relu=False) if ghost else RepConv(row.mid, row.out)
+        )
         self.shortcut: nn.Module | None = None
         if cin == row.out and row.stride == 1:
             self.shortcut = nn.Identity()
@@ -91,14 +101,11 @@ class Inverted(nn.Module):
             self.shortcut = nn.Sequential(depthwise, RepConv(cin, row.out))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for conv in self.convs:
-            y = F.relu(conv(y))
-        y = self.project(self.se(y))
+        y = self.project(self.se(self.convs(x)))
         return y if self.shortcut is None else y + self.shortcut(x)
 
 
-KINDS = {"c": Dense, "b": Basic, "f": Inverted, "i": Inverted, "s": Inverted}
+KINDS = {"c": Dense, "b": Basic, **dict.fromkeys("fisga", Inverted)}
 
 
 class Candidate(nn.Module):
@@ -137,7 +144,7 @@ class Candidate(nn.Module):
 
 
 def parsed(text: str) -> list[Row]:
-    """Read blocks such as `i3 96>32 /2 se`: kind, kernel, mid > out, stride, squeeze-excitation."""
+    """Read the blocks of a candidate."""
     found = []
     for part in text.split(","):
         kind, widths, *rest = part.split()
@@ -147,196 +154,32 @@ def parsed(text: str) -> list[Row]:
     return found
 
 
-SKETCH = "s3 32>32 /2, s3 64>32, s3 96>48 /2 se, s3 144>48, s3 192>80 se, s3 160>80 se"
-LATE = "i3 96>64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96"
-LATE_SE = LATE.replace("192>96 /2", "192>96 /2 se").replace("288>96", "288>96 se")
-STRIDES = "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, c3 >96 /2, i3 288>96"
-DENSE = "c3 >32 /2, i3 64>32, c3 >64 /2, b3 24>64, c3 >96 /2, b3 64>96, i3 288>96 se"
+class Entry(NamedTuple):
+    """A line of candidates.csv: what a `Candidate` is made of, and what it tries."""
+
+    arguments: dict[str, Any]
+    tries: str
 
 
-def wide(width: int, thinner: int = 1) -> str:
-    """Return a dense stride and a dense residual block, so much thinner inside, at each of three sizes."""
-    widths = (width, 2 * width, 4 * width)
-    return ", ".join(f"c3 >{n} /2, b3 {n // thinner}>{n}" for n in widths)
-
-
-CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sketch": (
-        "the first sketch, trained once",
-        {"stem": (24, 1), "rows": SKETCH, "last": 160, "head": 1280},
-    ),
-    "sketch, no head": ("", {"stem": (24, 1), "rows": SKETCH}),
-    "sketch, no SE": (
-        "",
-        {"stem": (24, 1), "rows": SKETCH.replace(" se", ""), "last": 160, "head": 1280},
-    ),
-    "sketch, plain": (
-        "no projected shortcut, SE or head",
-        {"stem": (24, 1), "rows": SKETCH.replace(" se", "").replace("s3", "i3")},
-    ),
-    "fused": (
-        "the first stride in a fused block",
-        {"rows": "f3 48>32 /2, i3 96>32, i3 96>48 /2, i3 144>48, i3 192>80, i3 240>80"},
-    ),
-    "dense": (
-        "all of 16x16 dense",
-        {"rows": "c3 >32 /2, b3 32>32, c3 >64 /2, i3 192>64, i3 192>64, i3 192>96"},
-    ),
-    "inverted": (
-        "inverted throughout",
-        {
-            "stem": (24, 1),
-            "rows": "i3 48>32 /2, i3 96>32, i3 96>32, i3 128>64 /2, i3 192>64, i3 192>64, i3 256>64",
-        },
-    ),
-    "inverted, 5x5": (
-        "5x5 at 8x8",
-        {
-            "stem": (24, 1),
-            "rows": "i3 48>32 /2, i3 96>32, i3 96>32, i5 128>64 /2, i5 192>64, i5 192>64, i5 256>64",
-        },
-    ),
-    "D": ("A, every stride a dense conv", {"rows": STRIDES}),
-    "D, SE": (
-        "SE at 4x4",
-        {"rows": STRIDES.replace("288>96", "288>96 se")},
-    ),
-    "D, dense 16x16": (
-        "a dense residual block at 16x16",
-        {"rows": STRIDES.replace("i3 64>32", "b3 24>32")},
-    ),
-    "D, deep": (
-        "more of 4x4, less of 8x8",
-        {
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, c3 >96 /2, i3 288>96 se, i3 288>96 se"
-        },
-    ),
-    "D, 5x5": (
-        "5x5 at 8x8 and 4x4",
-        {"rows": STRIDES.replace("i3 128", "i5 128").replace("i3 288", "i5 288")},
-    ),
-    "E": (
-        "D, SE with two blocks at 4x4",
-        {"rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se")},
-    ),
-    "E, wide": (
-        "128 channels at 4x4",
-        {"rows": f"{STRIDES}, i3 288>96".replace(">96", ">128").replace("288>128", "256>128 se")},
-    ),
-    "E, SE": (
-        "SE at 8x8 too",
-        {
-            "rows": f"{STRIDES}, i3 288>96".replace("288>96", "288>96 se").replace(
-                "128>64", "128>64 se"
-            ),
-        },
-    ),
-    "E, 16x16": (
-        "two blocks at 16x16",
-        {
-            "rows": STRIDES.replace("i3 64>32", "i3 64>32, i3 64>32").replace(
-                "288>96", "288>96 se"
-            ),
-        },
-    ),
-    "E, 8x8": (
-        "three blocks at 8x8, one at 4x4",
-        {"rows": STRIDES.replace("c3 >96", "i3 128>64, c3 >96").replace("288>96", "288>96 se")},
-    ),
-    "E, dense": (
-        "dense residual blocks at 8x8 and 4x4",
-        {"rows": DENSE},
-    ),
-    "E, half": (
-        "the same, half as wide inside",
-        {"rows": DENSE.replace("24>64", "32>64").replace("64>96", "48>96")},
-    ),
-    "F": (
-        "E, dense with 128 channels at 4x4",
-        {"rows": DENSE.replace(">96", ">128").replace("288>", "256>")},
-    ),
-    "F, SE": (
-        "E, dense with an inverted block and SE at 8x8 too",
-        {"rows": DENSE.replace("24>64", "24>64, i3 128>64 se")},
-    ),
-    "F, all dense": (
-        "dense at 16x16 too",
-        {"rows": DENSE.replace("i3 64>32", "b3 16>32")},
-    ),
-    "F, two SE": (
-        "E, dense with a second inverted block at 4x4",
-        {"rows": DENSE.replace("64>96,", "48>96, i3 288>96 se,")},
-    ),
-    "A": (
-        "dense to 16x16, then thin inverted, three stages",
-        {"rows": f"c3 >32 /2, i3 64>32, {LATE}", "last": 192},
-    ),
-    "A, stem 8": (
-        "half the stem",
-        {"stem": (8, 1), "rows": f"c3 >32 /2, i3 96>32, {LATE}", "last": 192},
-    ),
-    "A, stem /2": (
-        "the first stride in the stem",
-        {"stem": (32, 2), "rows": f"i3 96>32, i3 96>32, {LATE}", "last": 192},
-    ),
-    "A, 24": (
-        "24 channels at 16x16",
-        {"rows": f"c3 >24 /2, i3 96>24, {LATE}", "last": 192},
-    ),
-    "A, dense 24": (
-        "a dense residual block at 16x16",
-        {"rows": f"c3 >24 /2, b3 16>24, {LATE}", "last": 192},
-    ),
-    "A, SE": (
-        "SE in the last two",
-        {
-            "rows": f"c3 >32 /2, i3 64>32, {LATE_SE}",
-            "last": 192,
-        },
-    ),
-    "A, wide": (
-        "8x8 wide, no 4x4",
-        {
-            "rows": "c3 >32 /2, i3 64>32, i3 96>64 /2, i3 128>64, i3 128>64, i3 192>80, i3 160>80",
-            "last": 192,
-        },
-    ),
-    "A, two": (
-        "8x8 dense stride",
-        {
-            "rows": "c3 >32 /2, i3 64>32, c3 >64 /2, i3 128>64, i3 128>64, i3 192>96 /2, i3 288>96",
-            "last": 192,
-        },
-    ),
-    "A, 5x5": (
-        "5x5 at 4x4",
-        {
-            "rows": f"c3 >32 /2, i3 64>32, {LATE.replace('i3 192', 'i5 192').replace('i3 288', 'i5 288')}",
-            "last": 192,
-        },
-    ),
-    "W": (
-        "a dense stride and a dense residual block at each size, 48 to 192 channels",
-        {"stem": (24, 1), "rows": wide(48)},
-    ),
-    "W, 32": (
-        "the same, 32 to 128 channels",
-        {"rows": wide(32)},
-    ),
-    "W, 24": (
-        "the same, 24 to 96 channels",
-        {"rows": wide(24)},
-    ),
-    "W, half": (
-        "W, its blocks half as wide inside",
-        {"stem": (24, 1), "rows": wide(48, 2)},
-    ),
-}
+def entries() -> dict[str, Entry]:
+    """Read candidates.csv: the stem's channels and stride, the ends, and blocks in full."""
+    found = {}
+    with CANDIDATES.open(newline="") as file:
+        for line in csv.DictReader(file):
+            width, *stride = line["stem"].split(" /")
+            arguments = {
+                "rows": line["blocks"],
+                "stem": (int(width), int(*stride or [1])),
+                "last": int(line["last"]),
+                "head": int(line["head"] or 0),
+            }
+            found[line["candidate"]] = Entry(arguments, line["what it tries"])
+    return found
 
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return fixed_statistics(Candidate(**CANDIDATES[name][1]))
+    return fixed_statistics(Candidate(**entries()[name].arguments))
 
 
 def place(folder: Path, name: str) -> Path:
@@ -357,13 +200,15 @@ def note(name: str, **figures: Any) -> dict[str, Any]:
 
 def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
     arm = load(STUDY)["densestride-1.0x"]
-    if unknown := set(names) - CANDIDATES.keys():
+    if unknown := set(names) - entries().keys():
         raise SystemExit(f"No candidates: {', '.join(unknown)}")
     precision = "" if arm.recipe.precision == "auto" else f" {arm.recipe.precision}"
     for seed in range(arm.seeds):
         for name in names:
             # Beside the teachers, which need no calibration images at the end.
-            TEACHERS["candidate"] = Architecture(partial(Candidate, **CANDIDATES[name][1]), name)
+            TEACHERS["candidate"] = Architecture(
+                partial(Candidate, **entries()[name].arguments), name
+            )
             run = place(folder, name) / f"{epochs}-epochs" / f"seed-{seed}"
             going = (run / "state.pt").exists()
             recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
@@ -378,31 +223,32 @@ def main(folder: Path, *steps: str) -> None:
     if steps[:1] == ("train",):
         train_some(folder, *steps[1:])
         return
-    for step in steps or STEPS:
-        for name in CANDIDATES:
-            made = place(folder, name)
-            file = made / "model_int8.tflite"
-            if step == "models" and not file.exists():
-                convert(build(name), 32, made)
-            if not file.exists():
-                continue
-            table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            row = table.get(name, {})
-            if row.get("sha256") != sha256(file):
-                net = build(name)
-                parameters = profile(net, 32).deployed_parameters
-                row = note(name, **describe(file, net, 32), parameters=parameters)
-            if step == "instructions" and "instructions" not in row:
-                note(name, instructions=instructions(file, 32))
-            elif step == "latency" and "x86" not in row:
-                base = folder / BASE / "model_int8.tflite"
-                if not base.exists():
-                    convert(
-                        fixed_statistics(create("ghostnetv3-small", branches=1)), 32, base.parent
-                    )
-                first, second = bench([file], against=[base], runs=RUNS)["rows"]
-                note(name, x86=round(second["median"] / first["median"], 4))
+    files = {name: place(folder, name) / "model_int8.tflite" for name in entries()}
+    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, file in files.items():
+        if "models" in (steps or STEPS) and not file.exists():
+            convert(build(name), 32, file.parent)
+        if file.exists() and table.get(name, {}).get("sha256") != sha256(file):
+            net = build(name)
+            figures = describe(file, net, 32)
+            table[name] = note(name, **figures, parameters=profile(net, 32).deployed_parameters)
+        if "instructions" in (steps or STEPS) and "instructions" not in table[name]:
+            note(name, instructions=instructions(file, 32))
+    if "latency" in (steps or STEPS):
+        latency(folder, files)
     print(markdown(json.loads(RESULTS.read_text())))
+
+
+def latency(folder: Path, files: dict[str, Path]) -> None:
+    """Time all candidates in one interleaved bench, so that any two can be compared."""
+    base = folder / BASE / "model_int8.tflite"
+    if not base.exists():
+        convert(fixed_statistics(create("ghostnetv3-small", branches=1)), 32, base.parent)
+    medians = {
+        row["model"]: row["median"] for row in bench([base, *files.values()], runs=RUNS)["rows"]
+    }
+    for name, file in files.items():
+        note(name, x86=round(medians[str(file)] / medians[str(base)], 4))
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -410,7 +256,7 @@ def markdown(table: dict[str, Any]) -> str:
         "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | 10 epochs | 30 epochs | what it tries |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in (name for name in CANDIDATES if name in table):
+    for name, entry in entries().items():
         row = table[name]
         cells = [
             name,
@@ -425,7 +271,7 @@ def markdown(table: dict[str, Any]) -> str:
             cells.append(
                 ", ".join(f"{top1:.1f}{k}" for seeds, k in runs for top1 in seeds.values())
             )
-        lines.append(f"| {' | '.join([*cells, CANDIDATES[name][0]])} |")
+        lines.append(f"| {' | '.join([*cells, entry.tries])} |")
     return "\n".join(lines)
 
 

@@ -44,15 +44,19 @@ def read(path: Path) -> list[Result]:
     except ImportError as error:
         raise require("jsonschema", "bench") from error
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
         jsonschema.validate(stored, schema())
-    except (OSError, ValueError, jsonschema.ValidationError) as error:
+    except (OSError, ValueError, RecursionError, jsonschema.ValidationError) as error:
         reason = error.message if isinstance(error, jsonschema.ValidationError) else error
         raise GhostEdgeError(
             f"{path} is no result of a bench ({str(reason)[:200]}): name a .json file that "
             "`ghostedge bench --output` wrote."
         ) from error
     return list(stored["results"])
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no figure")
 
 
 def write(results: Sequence[Result], path: Path) -> None:

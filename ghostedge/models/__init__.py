@@ -61,7 +61,7 @@ ARCHITECTURES = {
     "densestride": Architecture(
         partial(DenseStride, INVERTED),
         "DenseStride, for small images: cheap with int8 dot products and without",
-        (0.5, 0.75, 1.0, 1.25),
+        (0.25, 0.5, 0.75, 1.0, 1.25),
     ),
     "densestride-res": Architecture(
         partial(DenseStride, RESIDUAL),

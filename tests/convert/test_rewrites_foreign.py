@@ -8,54 +8,8 @@ import numpy as np
 import pytest
 
 from ghostedge.convert.rewrites import rewrite
-from ghostedge.convert.rewrites.channel_shuffle import channel_shuffle
 from ghostedge.convert.rewrites.padded_max_pool import padded_max_pool
 from tests.convert.test_rewrites import Builder, check
-
-
-def shuffle(
-    builder: Builder, x: str, split: list[int], joined: list[int], perm: list[int]
-) -> list[str]:
-    first = builder.node("Reshape", x, builder.constant(np.array(split)))
-    swap = builder.node("Transpose", first, perm=perm)
-    last = builder.node("Reshape", swap, builder.constant(np.array(joined)))
-    return [first, swap, last]
-
-
-SWAP = [0, 2, 1, 3, 4]
-
-
-@pytest.mark.parametrize(("channels", "groups"), [(12, 2), (12, 3), (8, 8), (6, 1)])
-@pytest.mark.parametrize("batch", [2, 0, -1])
-def test_channel_shuffle(channels: int, groups: int, batch: int) -> None:
-    builder = Builder((2, channels, 5, 3))
-    split = [batch, groups, channels // groups, 5, 3]
-    *_, last = shuffle(builder, "x", split, [batch, channels, 5, 3], SWAP)
-    found = check(builder.model(builder.node("Relu", last)), channel_shuffle, 1)
-    assert found == {"Conv": 1, "Relu": 1}
-
-
-@pytest.mark.parametrize(
-    ("split", "joined", "perm"),
-    [
-        ([2, 2, 6, 5, 3], [2, 12, 5, 3], [0, 2, 1, 4, 3]),  # the image is turned too
-        ([2, 2, 6, 5, 3], [2, 12, 3, 5], SWAP),  # it is cut into other rows
-        ([2, 2, 6, 3, 5], [2, 12, 5, 3], SWAP),
-        ([1, 4, 6, 5, 3], [2, 12, 5, 3], SWAP),  # the batch is in the groups
-    ],
-)
-def test_another_reshape_stays(split: list[int], joined: list[int], perm: list[int]) -> None:
-    builder = Builder((2, 12, 5, 3))
-    check(builder.model(shuffle(builder, "x", split, joined, perm)[-1]), channel_shuffle, 0)
-
-
-@pytest.mark.parametrize("between", [0, 1])
-def test_a_shuffle_with_another_reader_stays(between: int) -> None:
-    builder = Builder((2, 12, 5, 3))
-    made = shuffle(builder, "x", [2, 2, 6, 5, 3], [2, 12, 5, 3], SWAP)
-    other = builder.node("Neg", made[between])
-    check(builder.model(made[-1], other), channel_shuffle, 0)
-
 
 POOL: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
 

@@ -29,6 +29,7 @@ PUBLISHED = [
 
 OTHERS = [
     # name, width, parameters deployed, MMACs at 32x32
+    ("densestride", 0.25, 17_594, 0.9),
     ("densestride", 0.5, 63_370, 2.3),
     ("densestride", 0.75, 142_978, 5.3),
     ("densestride", 1.0, 247_314, 8.5),

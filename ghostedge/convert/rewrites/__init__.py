@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import onnx
 
 from ghostedge.convert.rewrites.average_pool import average_pool
-from ghostedge.convert.rewrites.channel_shuffle import channel_shuffle
 from ghostedge.convert.rewrites.depthwise import depthwise
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.convert.rewrites.full_lanes import full_lanes
@@ -34,7 +33,6 @@ TFLITE: tuple[Pass, ...] = (
     nearest_upsample,
     average_pool,
     hard_sigmoid,
-    channel_shuffle,
     padded_max_pool,
     thin_concat,
     strided_concat,
