@@ -281,7 +281,9 @@ class Maps:
 
     def _keep(self, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-            self.found[index] = output
+            # Some nets call one activation at several resolutions.
+            if output.shape[1:] == self.shapes[index][1:]:
+                self.found[index] = output
 
         return keep
 

@@ -11,12 +11,12 @@ from rich.console import Console
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError, Paused
-from ghostedge.models import create, synthetic
+from ghostedge.models import TEACHERS, architecture, create, synthetic
 from ghostedge.models.teachers import OnPixels, Teacher
 from ghostedge.pixels import PixelContract
 from ghostedge.training import Distillation, Recipe, distill, train
 from ghostedge.training.batches import Batch
-from ghostedge.training.distillation import STRATEGIES, Strategy
+from ghostedge.training.distillation import STRATEGIES, Maps, Strategy
 from ghostedge.training.objective import Objective
 from tests.models.test_teachers import small_teacher
 
@@ -146,6 +146,19 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     assert found.item() == pytest.approx(
         adapter + 16 * kl(p, softmax(logits(0).numpy() / 4)), rel=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "name", [*TEACHERS, "mobilenetv2", "mobilenetv3-small", "ghostnetv3-small"]
+)
+def test_hints_follow_the_maps_that_were_looked_for(name: str) -> None:
+    """In training form too, and where a net calls one module at several resolutions."""
+    pytest.importorskip("torchvision")
+    width = {"width": 0.25} if architecture(name).widths else {}
+    net, views = OnPixels(create(name, num_classes=4, **width), PixelContract(24)), batch().views
+    maps = Maps(net, views[:2])
+    net.train()(views)
+    assert [found.shape[1:] for found in maps.found] == [shape[1:] for shape in maps.shapes]
 
 
 def test_teacher_and_student_see_the_same_pixels(
