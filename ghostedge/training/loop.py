@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import platform
 import sys
@@ -209,6 +210,11 @@ def new_net(
             raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
         arguments["post_norm"] = True
     return name, arguments, create(name, **arguments)
+
+
+def takes_post_norm(model: str) -> bool:
+    """Tell whether a network's training form can have one norm after the sum of its branches."""
+    return "post_norm" in inspect.signature(architecture(model).build).parameters
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:

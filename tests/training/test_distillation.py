@@ -251,6 +251,16 @@ def test_assistants_teach_in_turn(
     assert smoothing == [0, 0, Recipe().label_smoothing], "who teaches is not smoothed"
 
 
+def test_assistants_that_cannot_have_one_norm_do_without(
+    tmp_path: Path, drawn_folder: Path
+) -> None:
+    options = {"branches": 2, "post_norm": True, "recipe": Recipe(epochs=1, batch=32)}
+    best = learn(drawn_folder, tmp_path, make_teacher(tmp_path), via=["airbench-0.1x"], **options)
+    assert checkpoint.read(best)[0].arguments["post_norm"] is True
+    with pytest.raises(GhostEdgeError, match="cannot be built with"):
+        learn(drawn_folder, tmp_path / "new", "t", model="resnet8", **options)
+
+
 def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path) -> None:
     used = tmp_path / "run"
     used.mkdir()
