@@ -131,8 +131,8 @@ def _standardized(logits: Tensor) -> Tensor:
 class DIST(Strategy):
     """Correlation in place of KL (arXiv 2205.10536): between classes, and between images.
 
-    The loss is `alpha` times the cross-entropy plus (1 - alpha) T^2 times the sum of both. With alpha
-    1/3 that is a third of what the paper's beta = gamma = 2 gives.
+    The loss is `alpha` times the cross-entropy plus (1 - alpha) T^2 times the sum of both: with alpha
+    1/3 a third of the paper's loss at beta = gamma = 2.
     """
 
     settings = (4.0, 1 / 3)
