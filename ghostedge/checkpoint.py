@@ -35,7 +35,8 @@ class Checkpoint:
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The recipe, as `ghostedge train` takes it."""
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Name, fingerprint and number of the training images; how validation was split off."""
+    """Name, fingerprint and number of the training images; how validation was split off, or the
+    fingerprint of images of its own, and that of the test images."""
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Top-1 by split, with the number of images it was measured on."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)

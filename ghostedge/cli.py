@@ -474,7 +474,12 @@ def train(
 def distill(
     data: Dataset,
     teacher: Annotated[
-        list[str], typer.Option(help="A checkpoint, shipped weights or .onnx file; several: mean.")
+        list[str],
+        typer.Option(
+            help="A checkpoint, shipped weights or .onnx file; several: mean. An .onnx file gets raw "
+            "pixels, 0-255: give another one its normalisation by ghostedge export x.onnx --mean ... "
+            "--std ... --format onnx."
+        ),
     ],
     via: Annotated[
         list[str] | None, typer.Option(help="A network as assistant in between; may be repeated.")

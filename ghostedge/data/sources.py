@@ -220,6 +220,15 @@ class Data:
     test: Source | None
     skipped: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """The fingerprint of each part, as checkpoints have them; None for one that is not there."""
+        parts = {"": self.train, "val_": self.val, "test_": self.test}
+        return {
+            f"{name}fingerprint": None if part is None else part.fingerprint
+            for name, part in parts.items()
+        }
+
 
 def open_data(spec: str | os.PathLike[str], download: bool = False) -> Data:
     """List the images that `spec` names; none is read yet.

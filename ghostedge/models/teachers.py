@@ -165,11 +165,8 @@ NETS: dict[str, tuple[Callable[..., nn.Module], str]] = {
 """Builder and summary by name. Each builder takes `num_classes`."""
 
 
-def imagenet_weights(name: str) -> dict[str, np.ndarray]:
-    """Fetch torchvision's ImageNet weights for one of `NETS`.
-
-    Raises GhostEdgeError for a network that torchvision has none for, and where it cannot fetch.
-    """
+def imagenet_name(name: str) -> str:
+    """Return torchvision's name of one of `NETS`; raises GhostEdgeError where it has no weights."""
     try:
         from torchvision import models
     except ImportError as error:
@@ -179,8 +176,19 @@ def imagenet_weights(name: str) -> dict[str, np.ndarray]:
     theirs = known.get(name, name)
     if name not in NETS or theirs not in models.list_models(models):
         raise GhostEdgeError(
-            f"torchvision has no ImageNet weights for {name}: leave out --pretrained."
+            f"torchvision has no ImageNet weights for {name}: leave out pretrained."
         )
+    return theirs
+
+
+def imagenet_weights(name: str) -> dict[str, np.ndarray]:
+    """Fetch torchvision's ImageNet weights for one of `NETS`.
+
+    Raises GhostEdgeError for a network that torchvision has none for, and where it cannot fetch.
+    """
+    theirs = imagenet_name(name)
+    from torchvision import models
+
     try:
         state = models.get_model_weights(theirs).DEFAULT.get_state_dict(check_hash=True)
     except (OSError, RuntimeError) as error:

@@ -6,7 +6,7 @@ what an unbroken one would have seen, and a GPU what a CPU would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,13 @@ class Batch(NamedTuple):
     labels: Tensor
     others: Tensor | None = None
     share: float = 1.0
+
+    def shared(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what `of` gives for the labels; under mixup for both, by their shares."""
+        mine = of(self.labels)
+        if self.others is None:
+            return mine
+        return self.share * mine + (1 - self.share) * of(self.others)
 
     def chunks(self, count: int) -> list[Batch]:
         """Cut into sub-batches of equal size."""

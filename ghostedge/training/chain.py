@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import new_net, train
+from ghostedge.training.loop import new_net, takes_post_norm, train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.state import Folder
 
@@ -36,20 +36,25 @@ def distill(
     Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
     `output`/assistants/, by the net before it, without label smoothing, and then a teacher of the
     next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. `options` are
-    those of `train`.
+    those of `train`; `post_norm` is left out for assistants that cannot have it.
 
     Raises GhostEdgeError as `train` does.
     """
     deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
-    form = {key: options[key] for key in ("branches", "post_norm") if key in options}
-    for name in (*via, model):  # found wrong after the assistants it would cost hours
+    stages = [
+        (name, {**options, "post_norm": options.get("post_norm", False) and takes_post_norm(name)})
+        for name in via
+    ]
+    stages.append((model, options))
+    for name, given in stages:  # found wrong after the assistants it would cost hours
+        form = {key: given[key] for key in ("branches", "post_norm") if key in given}
         with torch.device("meta"):
             new_net(name, classes=2, **form)
     if not resume:
         Folder(output).require_unused()
     guides = tuple(teachers)
-    for number, name in enumerate([*via, model], 1):
+    for number, (name, given) in enumerate(stages, 1):
         assists = number <= len(via)
         place = output / "assistants" / f"{number}-{name}" if assists else output
         best = train(
@@ -61,7 +66,7 @@ def distill(
             budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
             # A chain goes on with the stage that was interrupted; those after it are new.
             resume=resume and (not via or Folder(place).state.exists()),
-            **options,
+            **given,
         )
         guides = (*guides, str(best)) if STRATEGIES[strategy].dense else (str(best),)
     return best

@@ -1,7 +1,7 @@
 """Distillation: what a student takes from its teachers. One small class a strategy, with its paper.
 
 A strategy gets the student's logits (batch, classes), those of each teacher on the same views
-(teachers, batch, classes), and the cross-entropy with the labels; it returns the loss.
+(teachers, batch, classes), the batch, and the cross-entropy with its labels; it returns the loss.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models.teachers import Teacher
+from ghostedge.training.batches import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Strategy(nn.Module):
     def prepare(self, student: nn.Module, teachers: Sequence[Teacher], views: Tensor) -> None:
         """Make what depends on the networks, before the optimizer is made."""
 
-    def forward(self, entropy: Tensor, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        guidance = self.guidance(logits, targets, labels)
+    def forward(self, entropy: Tensor, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        guidance = self.guidance(logits, targets, batch)
         return self.alpha * entropy + (1 - self.alpha) * guidance
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
 
     def kl(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -91,14 +92,14 @@ class KD(Strategy):
 
     settings = (4.0, 0.1)
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         return self.kl(logits, targets.mean(0))
 
 
 class Ensemble(KD):
     """As `KD`, but of the teachers' mean probabilities (Hinton's arithmetic mean)."""
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         t = self.temperature
         wanted = F.softmax(targets / t, 2).mean(0)
         return t**2 * F.kl_div(F.log_softmax(logits / t, 1), wanted, reduction="batchmean")
@@ -107,14 +108,19 @@ class Ensemble(KD):
 class StandardizedKD(Strategy):
     """Logit standardisation (arXiv 2403.01427): KL of z-scores, so that only relations count.
 
-    The paper adds 9 times the divergence to 0.1 of the cross-entropy; alpha 0.1 gives that in
-    proportion 1 to 9.
+    The paper adds 9 times the divergence to 0.1 of the cross-entropy: here the divergence counts
+    ten times, which alpha 0.1 makes these two weights. Raises GhostEdgeError for two classes.
     """
 
     settings = (2.0, 0.1)
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
-        return self.kl(_standardized(logits), _standardized(targets.mean(0)))
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        if logits.shape[1] < 3:
+            raise GhostEdgeError(
+                "With two classes all z-scores are alike, and nothing is learnt from them: "
+                "take another strategy, as kd."
+            )
+        return 10 * self.kl(_standardized(logits), _standardized(targets.mean(0)))
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -125,13 +131,13 @@ def _standardized(logits: Tensor) -> Tensor:
 class DIST(Strategy):
     """Correlation in place of KL (arXiv 2205.10536): between classes, and between images.
 
-    The paper adds both with weights 1 and 2 for beta and gamma on CIFAR-100 and ImageNet to the
-    cross-entropy; here `alpha` shares between that and their sum of weights 1 and 1.
+    The loss is `alpha` times the cross-entropy plus (1 - alpha) T^2 times the sum of both: with alpha
+    1/3 a third of the paper's loss at beta = gamma = 2.
     """
 
     settings = (4.0, 1 / 3)
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         t = self.temperature
         found, wanted = F.softmax(logits / t, 1), F.softmax(targets.mean(0) / t, 1)
         between = 1 - _correlation(found, wanted).mean()
@@ -148,13 +154,17 @@ class DKD(Strategy):
     """Decoupled KD (arXiv 2203.08679): the label's probability and the other classes' apart.
 
     The second part weighs 8 times the first, as the paper has it on CIFAR-100. Both are added to
-    the cross-entropy in the proportion of alpha.
+    the cross-entropy in the proportion of alpha. Their weight is the same from the first step on,
+    where the reference implementation lets it grow over the first epochs.
     """
 
     settings = (4.0, 0.5)
     others = 8.0
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        return batch.shared(lambda labels: self._decoupled(logits, targets, labels))
+
+    def _decoupled(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
         label = F.one_hot(labels, logits.shape[1]).bool()
         soft, wanted = logits / self.temperature, targets.mean(0) / self.temperature
         pairs = [torch.stack([z[label], z[~label].view(len(z), -1).logsumexp(1)], 1)
@@ -173,15 +183,19 @@ class DKD(Strategy):
 class DGKD(Strategy):
     """Densely guided distillation (arXiv 2009.08825): the teacher and every assistant before.
 
-    The KL terms of all guides are added. Each step leaves out each guide with probability 1/4,
-    but never all of them.
+    The KL terms of all guides are added, and the cross-entropy counts once for each guide (eq. 7).
+    Each step leaves out each guide with probability 1/4, but never all of them; assistants, too,
+    learn in this way.
     """
 
     dense = True
     settings = (4.0, 0.3)
     survival = 0.75
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, entropy: Tensor, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        return super().forward(len(targets) * entropy, logits, targets, batch)
+
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         terms = torch.stack([self.kl(logits, target) for target in targets])
         kept = torch.rand(len(targets)) < self.survival
         kept[torch.randint(len(targets), ())] = True
@@ -226,12 +240,13 @@ class AMTML(Strategy):
         self.bridges = nn.ModuleList(bridges)
         self.to(views.device)
 
-    def guidance(self, logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         t, maps = self.temperature, self._student.found
         features = maps[-1].float().amax((2, 3)).detach()
         weights = self.score(features[:, None] * self.latent)[..., 0].softmax(1)
         wanted = (weights.T[..., None] * F.softmax(targets / t, 2)).sum(0)
-        adapter = F.nll_loss(wanted.clamp(min=1e-8).log(), labels)
+        found = wanted.clamp(min=1e-8).log()
+        adapter = batch.shared(lambda labels: F.nll_loss(found, labels))
         soft = t**2 * F.kl_div(F.log_softmax(logits / t, 1), wanted.detach(), reduction="batchmean")
         return soft + adapter + self.hints * self._hints()
 
@@ -281,7 +296,9 @@ class Maps:
 
     def _keep(self, index: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-            self.found[index] = output
+            # Some nets call one activation at several resolutions.
+            if output.shape[1:] == self.shapes[index][1:]:
+                self.found[index] = output
 
         return keep
 

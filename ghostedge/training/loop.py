@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import platform
 import sys
@@ -92,9 +93,13 @@ def train(
         folder.require_unused()
     if resume and not folder.state.exists():
         raise GhostEdgeError(f"{output} holds no run to resume: {folder.state} is missing.")
-    sets = open_data(data, download=download)
-    require_classes(sets)
     processes = Processes(device)
+    if download and processes.rank:
+        processes.meet()  # number 0 fetches for all
+    sets = open_data(data, download=download and not processes.rank)
+    if download and not processes.rank:
+        processes.meet()
+    require_classes(sets)
     console = console or Console(stderr=True)
     console.quiet |= processes.rank > 0
     place = processes.place
@@ -142,6 +147,7 @@ def train(
             ) from error
         if processes.rank == 0:
             _finish(run, sets, place)
+        processes.meet()  # what is returned is complete, and may teach
     return output / "best.safetensors"
 
 
@@ -165,7 +171,9 @@ def _subject(
         start, tensors = checkpoint.read(from_)
         if model is not None and model not in (start.name, start.architecture):
             raise GhostEdgeError(f"{from_} holds {start.name}, not {model}: leave out --model.")
-        pixels = dataclasses.replace(start.pixels, size=imgsz or start.pixels.size)
+        pixels = start.pixels
+        if imgsz is not None:
+            pixels = dataclasses.replace(pixels, size=imgsz)
         arguments = {**start.arguments, "num_classes": len(labels)}
         net = create(start.architecture, **arguments)
         if _adopt(net, tensors, with_head=start.labels == labels):
@@ -177,9 +185,10 @@ def _subject(
     name, arguments, net = new_net(
         model or "ghostnetv3-small-1.0x", len(labels), branches, post_norm
     )
-    card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(imgsz or 32))
+    size = 32 if imgsz is None else imgsz
+    card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(size))
     if pretrained:
-        card.pixels = PixelContract(imgsz or 32, *IMAGENET)
+        card.pixels = PixelContract(size, *IMAGENET)
         card.training["from"] = "torchvision's ImageNet weights"
         _adopt(net, imagenet_weights(name), with_head=False)
     return card, net
@@ -203,6 +212,11 @@ def new_net(
     return name, arguments, create(name, **arguments)
 
 
+def takes_post_norm(model: str) -> bool:
+    """Tell whether a network's training form can have one norm after the sum of its branches."""
+    return "post_norm" in inspect.signature(architecture(model).build).parameters
+
+
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
     """Take over every tensor that fits; return the names, but the head's, that had none."""
     own = net.state_dict()
@@ -219,7 +233,7 @@ def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> l
 def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[str, Any]]:
     source = sets.train
     assert source is not None
-    card: dict[str, Any] = {"name": sets.name, "fingerprint": source.fingerprint}
+    card: dict[str, Any] = {"name": sets.name, **sets.fingerprints}
     if sets.val is not None:
         images = source.read(size)
         val_images = sets.val.read(size)
@@ -530,11 +544,16 @@ def _finish(run: _Run, sets: Data, place: torch.device) -> None:
         return  # a finished run that was resumed
     net = checkpoint.network(card, tensors, str(path)).to(place)
     if sets.test is not None:
-        images = sets.test.read(card.pixels.size)
-        labels = match_classes(sets.test.classes, card.labels)[images.labels]
-        test = Batches(images.pixels, labels, 500, place)
-        top1 = accuracy(OnPixels(net, card.pixels).to(place), test)
-        card.accuracy["test"] = {"top1": top1, "images": len(images)}
+        try:
+            images = sets.test.read(card.pixels.size)
+        except GhostEdgeError as error:  # which shall not cost the training
+            run.console.print(f"No test accuracy: {error}")
+        else:
+            _report_skipped(images.skipped, run.console)
+            labels = match_classes(sets.test.classes, card.labels)[images.labels]
+            test = Batches(images.pixels, labels, 500, place)
+            top1 = accuracy(OnPixels(net, card.pixels).to(place), test)
+            card.accuracy["test"] = {"top1": top1, "images": len(images)}
     if card.architecture in ARCHITECTURES:
         run.console.print("Synthesising calibration images from the BatchNorm statistics")
         tensors[checkpoint.CALIBRATION] = synthesize(net, card.pixels, seed=run.recipe.seed)

@@ -31,18 +31,11 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.student(batch.views).float()
-        entropy = self._entropy(logits, batch.labels)
-        if batch.others is not None:
-            other = self._entropy(logits, batch.others)
-            entropy = batch.share * entropy + (1 - batch.share) * other
+        entropy = batch.shared(lambda labels: self._entropy(logits, labels))
         if self.strategy is None:
             return entropy, logits
         targets = torch.stack([teacher(batch.views) for teacher in self.teachers])
-        loss = self.strategy(entropy, logits, targets, batch.labels)
-        if batch.others is not None:
-            other = self.strategy(entropy, logits, targets, batch.others)
-            loss = batch.share * loss + (1 - batch.share) * other
-        return loss, logits
+        return self.strategy(entropy, logits, targets, batch), logits
 
     def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, self.weights, label_smoothing=self.smoothing)

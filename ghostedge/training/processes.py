@@ -33,10 +33,12 @@ class Processes:
     def parts(self, batch: int, accumulate: int) -> int:
         """Return how many sub-batches a step of `batch` images is made of, all processes together."""
         parts = max(accumulate, self.size)
-        if parts % self.size or batch % parts:
+        # BatchNorm needs two images: one may be a single value of each channel.
+        if parts % self.size or batch % parts or batch // parts < 2:
             raise GhostEdgeError(
-                f"A batch of {batch} images cannot be cut into {parts} equal parts for {self.size} "
-                "processes: choose a --batch (and accumulate) that the processes divide."
+                f"A batch of {batch} images cannot be cut into {parts} equal parts of two images or "
+                f"more for {self.size} processes: choose a --batch (and accumulate) that the "
+                "processes divide."
             )
         return parts
 
@@ -51,6 +53,11 @@ class Processes:
         if wanted and isinstance(parallel, nn.parallel.DistributedDataParallel):
             return parallel.no_sync()
         return contextlib.nullcontext()
+
+    def meet(self) -> None:
+        """Wait until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def summed(self, values: Tensor) -> Tensor:
         if self.size > 1:

@@ -29,14 +29,15 @@ import numpy as np
 import torch
 
 from ghostedge import checkpoint
-from ghostedge.data.sources import TORCHVISION, Source, open_data, require_classes
+from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, require
 from ghostedge.files import atomic_file, sha256
 from ghostedge.models import ARCHITECTURES, profile
+from ghostedge.models.teachers import imagenet_name
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
-from ghostedge.training.loop import new_net, train
+from ghostedge.training.loop import new_net, takes_post_norm, train
 from ghostedge.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -63,6 +64,7 @@ class Arm:
     imgsz: int | None = None
     branches: int = 1
     post_norm: bool = False
+    """Of networks that can have it; others are trained without, so that [defaults] may ask for it."""
     pretrained: bool = False
     teachers: list[str] = dataclasses.field(default_factory=list)
     """Other arms, checkpoints, or .onnx files. Of an arm, a student takes the run of its own seed, or
@@ -99,22 +101,22 @@ class Job:
     needs: tuple[tuple[str, int], ...]
     """The runs, by name and seed, that have to be done before."""
 
-    def result(self, images: Source) -> Row | None:
-        """Return what a finished run left, or None where there is none.
+    def result(self, sets: Data) -> Row | None:
+        """Return what a finished run left, or None where there is none, or it is damaged.
 
-        Raises GhostEdgeError where it is of another definition, other training images or teachers.
+        Raises GhostEdgeError where it is of another definition, other images or teachers.
         """
-        file = self.folder / "result.json"
-        if not file.exists():
+        result = _stored(self.folder / "result.json")
+        if "arm" not in result:
             return None
-        result: Row = json.loads(file.read_text("utf-8"))
         inputs = {
-            "fingerprint": images.fingerprint,
+            **sets.fingerprints,
             "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
         }
         for then, now in (
             (result["arm"], self.arm.identity()),
-            (result.get("inputs", {}), inputs),
+            # Older results have no fingerprints of validation and test images.
+            ({**sets.fingerprints, **result.get("inputs", {})}, inputs),
         ):
             for key, mine in now.items():
                 if key not in then or mine != then[key]:
@@ -164,27 +166,37 @@ def study(
     arms = load(file, settings)
     if any(arm.latency for arm in arms.values()) and not importlib.util.find_spec("onnx2tf"):
         raise require("onnx2tf", "export")
-    images: dict[str, Source] = {}
+    sets: dict[str, Data] = {}
     for data in {arm.data: None for arm in arms.values()}:
-        sets = open_data(data, download=download)
-        require_classes(sets)
-        assert sets.train is not None
-        images[data] = sets.train
+        sets[data] = open_data(data, download=download)
+        require_classes(sets[data])
+    for name, arm in arms.items():
+        for teacher in (arms[t] for t in arm.teachers if t in arms):
+            try:
+                match_classes(sets[arm.data].classes, sets[teacher.data].classes)
+            except GhostEdgeError as error:
+                raise GhostEdgeError(
+                    f"{file}, arm {name!r}: a teacher of it learns {teacher.data}. {error}"
+                ) from error
     jobs = _jobs(arms, output.resolve())
-    results = {key: job.result(images[job.arm.data]) for key, job in jobs.items()}
+    results = {key: job.result(sets[job.arm.data]) for key, job in jobs.items()}
     open_ = {key: job for key, job in jobs.items() if results[key] is None}
     say(f"{len(jobs) - len(open_)} of {len(jobs)} runs are done already")
 
     def note(key: tuple[str, int], state: State) -> None:
         if state[0] not in ("done", "failed"):
             return
-        results[key] = jobs[key].result(images[jobs[key].arm.data])
+        results[key] = jobs[key].result(sets[jobs[key].arm.data])
         say(f"{key[0]}, seed {key[1]}: {' '.join(filter(None, state))}")
-        _write(summarize(arms, results, {}), results, settings, output)
+        known = _stored(output / "latency.json")
+        _write(summarize(arms, results, known), results, settings, output)
 
     run = _on_ray if cluster else _here
     states = {key: s for key, s in run(open_, deadline, device, note).items() if s[0] != "done"}
-    latencies = {} if states else _latencies(jobs, results, output)
+    if any(state == "paused" for state, _ in states.values()):
+        latencies = _stored(output / "latency.json")
+    else:
+        latencies = _latencies(jobs, results, output)
     rows = summarize(arms, results, latencies)
     _write(rows, results, settings, output)
     if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
@@ -259,6 +271,12 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
             f"{file}, arm {error.args[1][0]!r}: its teachers come back to itself, "
             f"{' to '.join(error.args[1])}: take one of them out."
         ) from error
+    for name, arm in arms.items():
+        if arm.against is not None and arms[arm.against].data != arm.data:
+            raise GhostEdgeError(
+                f"{file}, arm {name!r}: against names {arm.against!r}, whose data is "
+                f"{arms[arm.against].data} and not {arm.data}: accuracies compare on the same images."
+            )
     return arms
 
 
@@ -289,11 +307,16 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
         raise GhostEdgeError("data is missing: name a folder or a set, for it or in [defaults].")
     arm = Arm(**{**given, "recipe": recipes.load(given.get("recipe"), **changes)})
     try:
+        if arm.post_norm:
+            arm = dataclasses.replace(arm, post_norm=takes_post_norm(arm.model))
         with torch.device("meta"):
             family, _, _ = new_net(arm.model, 2, arm.branches, arm.post_norm)
+        if arm.pretrained:
+            imagenet_name(family)
     except GhostEdgeError as error:
         raise GhostEdgeError(f"model: {error}") from error
-    PixelContract(arm.imgsz or 32)
+    if arm.imgsz is not None:
+        PixelContract(arm.imgsz)
     if arm.seeds < 1:
         raise GhostEdgeError(f"seeds is the number of runs, which {arm.seeds} is not.")
     if arm.latency and family not in ARCHITECTURES:
@@ -477,7 +500,7 @@ def _run(job: Job, deadline: float | None, device: str) -> State:
         result = {
             "arm": arm.identity(),
             "inputs": {
-                "fingerprint": card.data["fingerprint"],
+                **{key: value for key, value in card.data.items() if "fingerprint" in key},
                 "teachers": [teacher["sha256"] for teacher in taught["teachers"]],
             },
             "seed": job.seed,
@@ -638,6 +661,15 @@ def _write(
     )
 
 
+def _stored(file: Path) -> Row:
+    """Return what a .json file of a study holds; nothing where it is missing or damaged."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _write_text(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, "utf-8")
@@ -695,7 +727,7 @@ def _latencies(
         if run is not None and jobs[key].arm.latency:
             wanted.setdefault(_network(run), jobs[key])
     file = output / "latency.json"
-    known: dict[str, float] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    known: dict[str, float] = _stored(file)
     if wanted.keys() <= known.keys():
         return known
     from ghostedge.bundle import is_bundle

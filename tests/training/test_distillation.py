@@ -11,12 +11,12 @@ from rich.console import Console
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError, Paused
-from ghostedge.models import create, synthetic
+from ghostedge.models import TEACHERS, architecture, create, synthetic
 from ghostedge.models.teachers import OnPixels, Teacher
 from ghostedge.pixels import PixelContract
 from ghostedge.training import Distillation, Recipe, distill, train
 from ghostedge.training.batches import Batch
-from ghostedge.training.distillation import STRATEGIES, Strategy
+from ghostedge.training.distillation import STRATEGIES, Maps, Strategy
 from ghostedge.training.objective import Objective
 from tests.models.test_teachers import small_teacher
 
@@ -42,7 +42,7 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 def loss(name: str, t: float, alpha: float, teachers: torch.Tensor) -> float:
     entropy = torch.tensor(1.7, dtype=torch.float64)
     built = Distillation(("t",), name, t, alpha).build()
-    return float(built(entropy, logits(0), teachers, LABELS))
+    return float(built(entropy, logits(0), teachers, Batch(torch.empty(0), LABELS)))
 
 
 def test_kd() -> None:
@@ -66,12 +66,16 @@ def test_standardized_kd() -> None:
         return np.array([(row - row.mean()) / row.std(ddof=1) for row in z])
 
     student, teacher = logits(0).numpy(), logits(1).numpy()
-    expected = 0.9 * 4 * kl(softmax(scores(teacher) / 2), softmax(scores(student) / 2)) + 0.17
+    expected = 9 * 4 * kl(softmax(scores(teacher) / 2), softmax(scores(student) / 2)) + 0.17
     assert loss("standardized", 2, 0.1, logits(1)[None]) == pytest.approx(expected, rel=1e-5)
     # Only relations count: a teacher scaled and shifted teaches the same.
     assert loss("standardized", 2, 0.1, 7 * logits(1)[None] + 3) == pytest.approx(
         expected, rel=1e-5
     )
+    with pytest.raises(GhostEdgeError, match="With two classes all z-scores are alike"):
+        Distillation(("t",), "standardized").build().guidance(
+            logits(0)[:, :2], logits(1, 1)[:, :, :2], batch()
+        )
 
 
 def test_dist() -> None:
@@ -97,7 +101,7 @@ def test_dgkd_adds_guides_and_drops_some() -> None:
     student, guides = logits(0).numpy(), logits(1, 3)
     terms = [16 * kl(softmax(z / 4), softmax(student / 4)) for z in guides.numpy()]
     possible = {
-        round(0.85 + 0.5 * sum(t for i, t in enumerate(terms) if mask >> i & 1), 6): mask
+        round(3 * 0.85 + 0.5 * sum(t for i, t in enumerate(terms) if mask >> i & 1), 6): mask
         for mask in range(1, 8)
     }
     torch.manual_seed(0)
@@ -140,12 +144,25 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     assert maps.shape == pooled[0].shape, "not what a gate computes, which is smaller"
     targets = logits(1)[None].float().repeat(2, 1, 1)
     strategy.hints = 0.0  # type: ignore[attr-defined]
-    found = strategy.guidance(logits(0).float(), targets, LABELS)  # type: ignore[operator]
+    found = strategy.guidance(logits(0).float(), targets, batch())
     p = softmax(logits(1).numpy() / 4)
     adapter = -np.log(p[np.arange(5), LABELS]).mean()
     assert found.item() == pytest.approx(
         adapter + 16 * kl(p, softmax(logits(0).numpy() / 4)), rel=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "name", [*TEACHERS, "mobilenetv2", "mobilenetv3-small", "ghostnetv3-small"]
+)
+def test_hints_follow_the_maps_that_were_looked_for(name: str) -> None:
+    """In training form too, and where a net calls one module at several resolutions."""
+    pytest.importorskip("torchvision")
+    width = {"width": 0.25} if architecture(name).widths else {}
+    net, views = OnPixels(create(name, num_classes=4, **width), PixelContract(24)), batch().views
+    maps = Maps(net, views[:2])
+    net.train()(views)
+    assert [found.shape[1:] for found in maps.found] == [shape[1:] for shape in maps.shapes]
 
 
 def test_teacher_and_student_see_the_same_pixels(
@@ -234,6 +251,16 @@ def test_assistants_teach_in_turn(
     assert smoothing == [0, 0, Recipe().label_smoothing], "who teaches is not smoothed"
 
 
+def test_assistants_that_cannot_have_one_norm_do_without(
+    tmp_path: Path, drawn_folder: Path
+) -> None:
+    options = {"branches": 2, "post_norm": True, "recipe": Recipe(epochs=1, batch=32)}
+    best = learn(drawn_folder, tmp_path, make_teacher(tmp_path), via=["airbench-0.1x"], **options)
+    assert checkpoint.read(best)[0].arguments["post_norm"] is True
+    with pytest.raises(GhostEdgeError, match="cannot be built with"):
+        learn(drawn_folder, tmp_path / "new", "t", model="resnet8", **options)
+
+
 def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path) -> None:
     used = tmp_path / "run"
     used.mkdir()
@@ -250,16 +277,27 @@ def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path)
         assert not (output / "assistants").exists()
 
 
-@pytest.mark.parametrize("strategy", ["kd", "dkd"])
-def test_mixed_labels_share_what_is_distilled(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["kd", "dkd", "dgkd", "amtml"])
+def test_mixed_labels_share_what_is_distilled(
+    tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, views = net().eval(), batch().views
-    file, _ = small_teacher(tmp_path / "t.safetensors", 0)
-    teachers = [Teacher(file, list("abcd"), torch.device("cpu"))]
-    objective = Objective(student, 0.1, None, Distillation(("t",), strategy).build(), teachers)
+    files = [small_teacher(tmp_path / f"{seed}.safetensors", seed)[0] for seed in range(2)]
+    teachers = [Teacher(file, list("abcd"), torch.device("cpu")) for file in files]
+    built = Distillation(("t",), strategy).build()
+    built.prepare(student, teachers, views[:2])
+    objective = Objective(student, 0.1, None, built, teachers)
+    drawn: list[int] = []
+    draw = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size: drawn.append(1) or draw(*size))
+
+    def loss(*given: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        return objective(Batch(views, *given))[0]
+
     others = LABELS.roll(1)
-    parts = [objective(Batch(views, labels))[0] for labels in (LABELS, others)]
-    found, _ = objective(Batch(views, LABELS, others, 0.3))
-    torch.testing.assert_close(found, 0.3 * parts[0] + 0.7 * parts[1])
+    torch.testing.assert_close(loss(LABELS, others, 0.3), 0.3 * loss(LABELS) + 0.7 * loss(others))
+    assert len(drawn) == 3 * (strategy == "dgkd"), "guides are chosen once a step"
 
 
 def test_a_student_follows_its_teacher(tmp_path: Path, drawn_folder: Path) -> None:

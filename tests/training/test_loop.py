@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -106,13 +107,15 @@ def test_the_checkpoint_tells_how_it_was_made(run: Path, drawn_folder: Path) -> 
     assert card.labels == ["circle", "cross", "square", "triangle"]
     assert card.pixels.size == SIZE
     assert card.training["recipe"] == dataclasses.asdict(RECIPE)
-    source = open_data(drawn_folder).train
-    assert source is not None
+    sets = open_data(drawn_folder)
+    assert sets.train is not None and sets.test is not None
     low, high = card.data.pop("pixels")
     assert 0 <= low < 20 and 235 < high <= 255
     assert card.data == {
         "name": drawn_folder.name,
-        "fingerprint": source.fingerprint,
+        "fingerprint": sets.train.fingerprint,
+        "val_fingerprint": None,
+        "test_fingerprint": sets.test.fingerprint,
         "validation": {"fraction": 0.1, "seed": 0},
         "images": 88,
     }
@@ -297,10 +300,61 @@ def test_another_run_is_not_resumed(
 
 
 def test_other_data_is_not_resumed_on(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / drawn_folder.name
-    shutil.copytree(drawn_folder, copy)
-    next((copy / "train" / "circle").iterdir()).unlink()
-    assert "was started with another data" in refused(copy, run, resume=True)
+    for part in ("train", "test"):
+        copy = tmp_path / part / drawn_folder.name
+        shutil.copytree(drawn_folder, copy)
+        next((copy / part / "circle").iterdir()).unlink()
+        assert "was started with another data" in refused(copy, run, resume=True)
+    # A state of before the test images had a fingerprint goes on.
+    output = tmp_path / "run"
+    shutil.copytree(run, output)
+    state = torch.load(output / "state.pt", weights_only=True)
+    torch.save(
+        {**state, "identity": re.sub(r'"(val|test)_fingerprint": [^,]*, ', "", state["identity"])},
+        output / "state.pt",
+    )
+    learn(drawn_folder, output, resume=True)
+
+
+def test_test_images_that_cannot_be_read_do_not_cost_the_training(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    data, said = tmp_path / "data", io.StringIO()
+    shutil.copytree(drawn_folder, data)
+    broken = sorted((data / "test" / "circle").iterdir())
+    broken[0].write_bytes(b"no picture")
+    options = {"recipe": Recipe(epochs=1), "console": Console(file=said, width=200)}
+    card, _ = checkpoint.read(learn(data, tmp_path / "one", **options))
+    assert "Skipped 1 files" in said.getvalue() and card.accuracy["test"]["images"] == 47
+    for file in broken:
+        file.write_bytes(b"no picture")
+    card, tensors = checkpoint.read(learn(data, tmp_path / "all", **options))
+    assert "No test accuracy: No image of the class 'circle'" in said.getvalue()
+    assert list(card.accuracy) == ["validation"] and checkpoint.CALIBRATION in tensors
+    assert (tmp_path / "all" / "curves.png").exists()
+
+
+def test_number_0_fetches_and_finishes_for_all(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, events = loop.open_data, []
+
+    def open_(data: str, download: bool) -> Any:
+        events.append(f"open, download={download}")
+        return opened(data)
+
+    monkeypatch.setattr(loop, "open_data", open_)
+    monkeypatch.setattr(loop._Run, "to_the_end", lambda *_: events.append("train"))
+    monkeypatch.setattr(loop, "_finish", lambda *_: events.append("finish"))
+    monkeypatch.setattr(loop.Processes, "meet", lambda _: events.append("meet"))
+    for rank, expected in (
+        (0, ["open, download=True", "meet", "train", "finish", "meet"]),
+        (1, ["meet", "open, download=False", "train", "meet"]),
+    ):
+        monkeypatch.setenv("RANK", str(rank))
+        learn(drawn_folder, tmp_path / str(rank), download=True)
+        assert events == expected
+        events.clear()
 
 
 def test_a_run_folder_in_use(run: Path, drawn_folder: Path, tmp_path: Path) -> None:

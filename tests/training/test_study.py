@@ -55,6 +55,7 @@ def few_images(tmp_path_factory: pytest.TempPathFactory, drawn_folder: Path) -> 
 def toy(file: Path, data: Path, *more: str) -> list[str]:
     """Return settings that leave of a study's arms all but their size."""
     settings = [f"data={data}", "imgsz=24", "epochs=1", "batch=32", "seeds=1", "pretrained=false"]
+    settings.append("latency=false")
     for name, arm in load(file, more).items():
         family, _ = parse_name(arm.model)
         small = f"{family}-0.1x" if family in ARCHITECTURES else "airbench-0.1x"
@@ -222,9 +223,87 @@ def test_a_run_with_another_teacher_or_other_images_is_not_done(
         study(file, output, settings=[f"data={images}"])
     shutil.rmtree(output / "runs" / "pupil")
     require_done(study(file, output, settings=[f"data={images}"]), output)
-    next(images.glob("train/*/*")).unlink()
-    with pytest.raises(GhostEdgeError, match="was run with fingerprint"):
-        study(file, output, settings=[f"data={images}"])
+    stored = output / "runs/pupil/seed-0/result.json"
+    whole = stored.read_text()
+    for text in ("", "[]", "{}", whole[:99]):  # as if it were not done
+        stored.write_text(text)
+        (output / "latency.json").write_text(text)
+        require_done(study(file, output, settings=[f"data={images}"]), output)
+        assert json.loads(stored.read_text()) == json.loads(whole)
+    for part in ("test", "train"):
+        kept = next(images.glob(f"{part}/*/*"))
+        kept.rename(tmp_path / kept.name)
+        with pytest.raises(GhostEdgeError, match=r"was run with (test_)?fingerprint"):
+            study(file, output, settings=[f"data={images}"])
+        if part == "test":  # which was not recorded at first
+            older = json.loads(whole)
+            del older["inputs"]["test_fingerprint"]
+            stored.write_text(json.dumps(older))
+            guide = output / "runs/guide/seed-0/result.json"
+            older = json.loads(guide.read_text())
+            del older["inputs"]["test_fingerprint"]
+            guide.write_text(json.dumps(older))
+            require_done(study(file, output, settings=[f"data={images}"]), output)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_cannot_be_compared_or_taught_is_refused_at_once(
+    tmp_path: Path, few_images: Path
+) -> None:
+    text = f"[defaults]\n{TINY}[arms.a]\ndata = '{few_images}'\n[arms.b]\n"
+    with pytest.raises(
+        GhostEdgeError, match=r"arm 'a': a teacher of it learns drawn:2\. .*does not know"
+    ):
+        study(write(tmp_path, text), tmp_path / "out", settings=["a.teachers=['b']"])
+    study(write(tmp_path, text), tmp_path / "out", settings=["b.teachers=['a']"], budget=1e-6)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_nets_that_cannot_have_one_norm_train_without(tmp_path: Path) -> None:
+    text = "branches = 3\npost_norm = true\n[arms.a]\nteachers = ['t']\n[arms.t]\n"
+    settings = ["a.model=ghostnetv3-small-0.1x"]
+    arms = load(write(tmp_path, f"[defaults]\n{TINY}{text}"), settings)
+    assert arms["a"].post_norm and not arms["t"].post_norm
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_failed_run_does_not_cost_the_latencies(
+    tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[arms.good]\nmodel = 'resnet8'\nlatency = true\n[arms.bad]\nlr = 1000\nclip = 0\n"
+    file = write(tmp_path, f"[defaults]\n{TINY}{text}[arms.late]\n")
+    settings, output = (
+        [f"data={few_images}", "bad.weight_decay=1e30", "bad.epochs=9"],
+        tmp_path / "o",
+    )
+    measured = []
+
+    def latencies(*_: Any) -> dict[str, float]:
+        measured.append(1)
+        return {"resnet8-24px-4": 0.5}
+
+    monkeypatch.setattr(studies, "_latencies", latencies)
+    result = study(file, output, settings=settings)
+    assert result.states.keys() == {"bad, seed 0"} and result.rows[0]["int8_ms"] == 0.5
+    # While there is more to run, what is known stays in the table.
+    (output / "latency.json").write_text('{"resnet8-24px-4": 0.25}')
+    shutil.rmtree(output / "runs" / "late")
+    result = study(file, output, settings=settings, budget=1e-6)
+    assert len(measured) == 1 and result.rows[0]["int8_ms"] == 0.25
+    seen = []
+    write_ = studies._write
+    monkeypatch.setattr(studies, "_write", lambda *_: seen.append(_[0][0]["int8_ms"]) or write_(*_))
+    study(file, output, settings=settings)
+    assert seen == [0.25, 0.25, 0.5], "after each run, and at the end"
+
+
+@pytest.mark.usefixtures("quick")
+def test_latencies_are_of_what_the_study_exports(tmp_path: Path, few_images: Path) -> None:
+    text = f"{TINY}[arms.a]\nmodel = 'resnet8'\nlatency = true\n[arms.b]\nmodel = 'resnet8'\n"
+    file, output = write(tmp_path, f"[defaults]\n{text}"), tmp_path / "out"
+    rows = study(file, output, settings=[f"data={few_images}"]).rows
+    assert 0 < rows[0]["int8_ms"] == rows[1]["int8_ms"] < 1000
+    assert (output / "int8/resnet8-24px-4/model_int8.tflite").exists()
 
 
 def test_a_killed_study_leaves_no_process_and_continues(
@@ -358,6 +437,9 @@ def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
         ("[arms.a]\nstrategy = 'dgk'", "arm 'a': There is no strategy 'dgk'. Did you mean dgkd"),
         ("[arms.a]\nrecipe = 'papr'", "arm 'a': papr is no training recipe"),
         ("[arms.a]\nmodel = 'resnet18'\nlatency = true", "arm 'a': latency is of what is deployed"),
+        ("[arms.a]\npretrained = true", "arm 'a': model: .*no ImageNet weights for ghostnetv3-small"),
+        ("[arms.a]\nimgsz = 0", "size of 0 is outside"),
+        ("[arms.b]\ndata='x'\n[arms.a]\nagainst='b'", "'a': against names 'b', whose data is x"),
         ("[arms.a]\nmixup = 0.2", "arm 'a': mixup is for distillation only"),
         ("[arms.net]\n[arms.a]\nteachers = ['nett']", "teachers names 'nett'.*Did you mean net"),
         ("[arms.net]\n[arms.a]\nagainst = 'nett'", "against names 'nett'.*Did you mean net"),
