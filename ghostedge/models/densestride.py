@@ -5,16 +5,16 @@ inverted bottlenecks (MobileNetV2, 1801.04381) or, in the larger nets, dense res
 What each choice costs, int8 at 32x32, as x86 time in parts of GhostNetV3-Small 1.0x and million
 instructions on A72 / A76 (benchmarks/targets has the table, and all accuracies that were measured):
 
-- Strides in dense convs, not in bottlenecks: 0.30, 3.18 / 1.25 against 0.32, 3.37 / 1.37. A bottleneck
+- Strides in dense convs, not in bottlenecks: 0.27, 3.18 / 1.25 against 0.31, 3.37 / 1.37. A bottleneck
   that strides expands at the larger size.
-- Three halvings: wider blocks at 8x8 instead of those at 4x4 cost 0.41, 4.11 / 1.69. The stem has none of
-  them; one that strides, and the cost put into 16x16, is dearer on x86 (0.42, 3.65 / 1.65).
+- Three halvings: wider blocks at 8x8 instead of those at 4x4 cost 0.36, 4.11 / 1.69. The stem has none of
+  them; one that strides, and the cost put into 16x16, is dearer on x86 (0.37, 3.65 / 1.65).
 - Expansion by 2 and depthwise 3x3 kernels: a depthwise product costs as much as 3 (A72) to 8 (A76) dense
-  ones. 5x5 at 8x8 and 4x4: 0.36, 3.38 / 1.44.
-- Squeeze-excitation at 4x4 only, where it is nearly free: 0.31, 3.21 / 1.27.
-- Dense residual blocks from 18 MMACs on: 0.42, 5.68 / 1.84 for the validation accuracy that inverted ones
-  have at 0.58, 6.29 / 2.39 (82.8% and 82.7% after 10 epochs). At half of that inverted ones are better:
-  81.6% at 3.21 million instructions on the A72 against 80.7% at 3.66.
+  ones. 5x5 at 8x8 and 4x4: 0.32, 3.38 / 1.44.
+- Squeeze-excitation at 4x4 only, where it is nearly free: 0.29, 3.21 / 1.27.
+- Dense residual blocks from 18 MMACs on: 0.39, 5.68 / 1.84 for the validation accuracy that inverted ones
+  have at 0.54, 6.29 / 2.39 (82.8% and 82.7% after 10 epochs). At half of that inverted ones are better:
+  81.4% at 3.21 million instructions on the A72 against 80.7% at 3.66.
 - No gate, no layer of 1280, no ghost module: that halves a 1x1 conv for a depthwise one, which by the
   same prices pays from 27 channels on an A72, from 72 on an A76.
 - Channels in eights: the int8 kernels compute eight (A53, A72) or sixteen (A76) at once.
