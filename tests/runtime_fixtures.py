@@ -159,6 +159,7 @@ def write_bundle(folder: Path, images: int = 6) -> Path:
     np.savez(folder / "golden.npz", **golden)
     manifest: dict[str, Any] = {
         "format": 1,
+        "name": "tiny",
         "ghostedge": "0.1.0",
         "labels": LABELS,
         "pixels": PixelContract(SIZE).to_json(),

@@ -121,6 +121,7 @@ def write_old_bundle(folder: Path) -> Path:
     folder.mkdir()
     manifest = {
         "format": 1,
+        "name": "tiny",
         "ghostedge": "0.1.0",
         "labels": ["a", "b"],
         "pixels": PixelContract(SIZE).to_json(),
