@@ -184,9 +184,9 @@ def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
     rows = [row for result in found for row in result["rows"] if row["precision"] == "int8"]
     threads = min((row["threads"] for row in rows), default=1)
     costs: dict[str, float] = {}
-    for row in rows:
+    for row in (row for row in rows if row["threads"] == threads):
         name = _network(row)
-        if name is not None and row["threads"] == threads:
+        if name is not None:
             costs[name] = min(row["median"], costs.get(name, row["median"]))
     if not costs:
         raise GhostEdgeError(

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +161,7 @@ class Entry(NamedTuple):
     tries: str
 
 
+@functools.cache
 def entries() -> dict[str, Entry]:
     """Read candidates.csv: the stem's channels and stride, the ends, and blocks in full."""
     found = {}
@@ -186,9 +187,13 @@ def place(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
 
 
+def stored() -> dict[str, Any]:
+    return dict(json.loads(RESULTS.read_text())) if RESULTS.exists() else {}
+
+
 def note(name: str, **figures: Any) -> dict[str, Any]:
     """Add to a candidate's row of the table, and return it; other steps may run at once."""
-    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    table = stored()
     row = table.get(name, {})
     if "sha256" in figures:  # of another file: what the old one cost does not hold for it
         row = {key: row[key] for key in ("validation",) if key in row}
@@ -206,15 +211,14 @@ def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
     for seed in range(arm.seeds):
         for name in names:
             # Beside the teachers, which need no calibration images at the end.
-            TEACHERS["candidate"] = Architecture(
-                partial(Candidate, **entries()[name].arguments), name
-            )
+            made = functools.partial(Candidate, **entries()[name].arguments)
+            TEACHERS["candidate"] = Architecture(made, name)
             run = place(folder, name) / f"{epochs}-epochs" / f"seed-{seed}"
             going = (run / "state.pt").exists()
             recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
             top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
-            known = json.loads(RESULTS.read_text()).get(name, {}).get("validation", {})
+            known = stored().get(name, {}).get("validation", {})
             known.setdefault(f"{epochs}{precision}", {})[str(seed)] = top1
             note(name, validation=known)
 
@@ -223,20 +227,24 @@ def main(folder: Path, *steps: str) -> None:
     if steps[:1] == ("train",):
         train_some(folder, *steps[1:])
         return
-    files = {name: place(folder, name) / "model_int8.tflite" for name in entries()}
-    table = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name, file in files.items():
-        if "models" in (steps or STEPS) and not file.exists():
+    steps, files = steps or STEPS, {}
+    for name in entries():
+        file = place(folder, name) / "model_int8.tflite"
+        if "models" in steps and not file.exists():
             convert(build(name), 32, file.parent)
-        if file.exists() and table.get(name, {}).get("sha256") != sha256(file):
+        if not file.exists():
+            continue
+        files[name] = file
+        row = stored().get(name, {})
+        if row.get("sha256") != sha256(file):
             net = build(name)
-            figures = describe(file, net, 32)
-            table[name] = note(name, **figures, parameters=profile(net, 32).deployed_parameters)
-        if "instructions" in (steps or STEPS) and "instructions" not in table[name]:
+            parameters = profile(net, 32).deployed_parameters
+            row = note(name, **describe(file, net, 32), parameters=parameters)
+        if "instructions" in steps and "instructions" not in row:
             note(name, instructions=instructions(file, 32))
-    if "latency" in (steps or STEPS):
+    if "latency" in steps:
         latency(folder, files)
-    print(markdown(json.loads(RESULTS.read_text())))
+    print(markdown(stored()))
 
 
 def latency(folder: Path, files: dict[str, Path]) -> None:
@@ -257,6 +265,8 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in entries().items():
+        if name not in table:
+            continue
         row = table[name]
         cells = [
             name,
