@@ -181,7 +181,6 @@ def study(
     jobs = _jobs(arms, output.resolve())
     results = {key: job.result(sets[job.arm.data]) for key, job in jobs.items()}
     open_ = {key: job for key, job in jobs.items() if results[key] is None}
-    latencies = _stored(output / "latency.json")
     say(f"{len(jobs) - len(open_)} of {len(jobs)} runs are done already")
 
     def note(key: tuple[str, int], state: State) -> None:
@@ -189,12 +188,15 @@ def study(
             return
         results[key] = jobs[key].result(sets[jobs[key].arm.data])
         say(f"{key[0]}, seed {key[1]}: {' '.join(filter(None, state))}")
-        _write(summarize(arms, results, latencies), results, settings, output)
+        known = _stored(output / "latency.json")
+        _write(summarize(arms, results, known), results, settings, output)
 
     run = _on_ray if cluster else _here
     states = {key: s for key, s in run(open_, deadline, device, note).items() if s[0] != "done"}
-    if not any(state == "paused" for state, _ in states.values()):
-        latencies = _latencies(jobs, results, latencies, output)
+    if any(state == "paused" for state, _ in states.values()):
+        latencies = _stored(output / "latency.json")
+    else:
+        latencies = _latencies(jobs, results, output)
     rows = summarize(arms, results, latencies)
     _write(rows, results, settings, output)
     if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
@@ -714,14 +716,9 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
 
 
 def _latencies(
-    jobs: dict[tuple[str, int], Job],
-    results: dict[tuple[str, int], Row | None],
-    known: dict[str, float],
-    output: Path,
+    jobs: dict[tuple[str, int], Job], results: dict[tuple[str, int], Row | None], output: Path
 ) -> dict[str, float]:
     """Return the median int8 latency in ms of each network that an arm wants to know it of.
-
-    `known` are those of before: all are timed again, side by side, where one is missing.
 
     Weights do not matter to it, so arms with the same network share one export.
     """
@@ -729,6 +726,8 @@ def _latencies(
     for key, run in results.items():
         if run is not None and jobs[key].arm.latency:
             wanted.setdefault(_network(run), jobs[key])
+    file = output / "latency.json"
+    known: dict[str, float] = _stored(file)
     if wanted.keys() <= known.keys():
         return known
     from ghostedge.bundle import is_bundle
@@ -743,6 +742,6 @@ def _latencies(
             options: dict[str, Any] = {"int8": True, "format": "tflite", "max_drop": 100.0}
             export(str(best), bundles[network], data=job.data, **options)
     measured = bench([path / "model_int8.tflite" for path in bundles.values()])
-    found = {n: row["median"] for n, row in zip(bundles, measured["rows"], strict=True)}
-    _write_text(output / "latency.json", json.dumps(found, indent=1))
-    return found
+    known = {n: row["median"] for n, row in zip(bundles, measured["rows"], strict=True)}
+    _write_text(file, json.dumps(known, indent=1))
+    return known
