@@ -12,6 +12,7 @@ from ghostedge import checkpoint
 from ghostedge.checkpoint import Checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import TEACHERS, create, parse_name, teachers
+from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import IMAGENET, OnPixels, Teacher
 from ghostedge.pixels import PixelContract
 from tests.runtime_fixtures import LABELS, SIZE, Net, pictures, write_onnx
@@ -119,6 +120,17 @@ def test_a_teacher_reads_views_by_its_own_pixel_contract(tmp_path: Path) -> None
     torch.testing.assert_close(swapped, expected[:, [2, 0]], rtol=1e-4, atol=1e-5)
     with pytest.raises(GhostEdgeError, match="the model does not know"):
         Teacher(file, ["a", "zebra"], CPU)
+
+
+def test_our_networks_teach_folded() -> None:
+    card, net = checkpoint.build("densestride-0.5x")
+    size = card.pixels.size
+    values = card.pixels.normalize(pictures(5, size=size)).transpose(0, 3, 1, 2)
+    expected = net.eval()(torch.from_numpy(values)).detach()
+    teacher = Teacher("densestride-0.5x", card.labels, CPU)
+    torch.testing.assert_close(teacher(views(size=size)), expected, rtol=1e-4, atol=1e-4)
+    assert teacher.net is not None
+    assert not any(isinstance(module, RepConv) for module in teacher.net.modules())
 
 
 def test_a_teacher_of_another_size_sees_the_same_view_resized(tmp_path: Path) -> None:
