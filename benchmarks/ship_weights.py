@@ -60,7 +60,7 @@ def describe(card: checkpoint.Checkpoint) -> str:
     """Return the card of shipped weights as Markdown."""
     recipe = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in card.training["recipe"].items())
     hours = card.training["seconds"] / 3600  # of the epochs up to the best one
-    taught = card.training.get("distillation")
+    taught, start = card.training.get("distillation"), card.training.get("from")
     lines = [
         f"# {card.name}",
         "",
@@ -73,6 +73,11 @@ def describe(card: checkpoint.Checkpoint) -> str:
         f"- Recipe: {recipe}. The epoch with the best validation accuracy, {card.training['epoch']} "
         f"of {card.training['recipe']['epochs']}. One run, one seed; {hours:.1f} hours "
         f"to that epoch on {card.training['device']}.",
+        *(
+            []
+            if start is None
+            else [f"- Started from {start['file']} (sha256 {start['sha256'][:8]})."]
+        ),
         *([] if taught is None else [f"- Distilled: {_taught(taught)}."]),
         *(
             f"- Top-1, {part}: {card.accuracy[part]['top1']:.2f}% of "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghostedge import __version__
 from ghostedge.errors import CheckFailed, GhostEdgeError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="From a folder of small images to a verified int8 model on a device.",
 )
 
 Model = Annotated[
@@ -31,6 +31,21 @@ Model = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result goes.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a torchvision set if needed.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ghostedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """From a folder of small images to a verified int8 model on a device."""
 
 
 def main() -> None:
@@ -98,7 +113,8 @@ def export(
     ] = None,
     author: Annotated[str | None, typer.Option(help="Recorded in the models.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would be done.")
+        bool,
+        typer.Option("--dry-run", help="Only print the plan; data and sizes are not looked at."),
     ] = False,
 ) -> None:
     """Fold, convert, quantize and check a checkpoint or an .onnx file; write a bundle."""
@@ -274,6 +290,8 @@ def _choose_part(data: Data, part: str | None) -> Source:
         raise GhostEdgeError(f"--part {part!r} is unknown: choose test, val or train.")
     for name, source in parts.items():
         if source is not None and part in (None, name):
+            if part is None and name == "train":
+                print("These are training images: put others into test/ for an honest figure.")
             return source
     raise GhostEdgeError(f"{data.name} has no {part} part.")
 
@@ -392,6 +410,9 @@ Budget = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
 Licence = Annotated[str | None, typer.Option(help="Recorded with the weights, as in Apache-2.0.")]
+From = Annotated[
+    str | None, typer.Option("--from", help="Start from a checkpoint or shipped weights.")
+]
 For = Annotated[
     str | None,
     typer.Option(
@@ -413,9 +434,7 @@ def train(
     width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     branches: Branches = 1,
     post_norm: PostNorm = False,
-    from_: Annotated[
-        str | None, typer.Option("--from", help="Start from a checkpoint or shipped weights.")
-    ] = None,
+    from_: From = None,
     for_: For = None,
     within: Within = None,
     pretrained: Annotated[
@@ -448,10 +467,8 @@ def train(
         )
     else:
         _refuse_within(within)
-        if from_ and width:
-            raise GhostEdgeError("--from has its width: leave out --width.")
-    name = _model_name(model, width, default=None if from_ else "ghostnetv3-small")
-    output = output or Path("runs") / (name or Path(str(from_)).name.removesuffix(".safetensors"))
+    name, started = _student(model, width, from_)
+    output = output or Path("runs") / started
     options = {
         "model": name,
         "branches": branches,
@@ -489,10 +506,13 @@ def distill(
     ] = "kd",
     temperature: Annotated[float | None, typer.Option(help="That softens logits.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Share of the labels, 0 to 1.")] = None,
-    model: Annotated[str, typer.Option(help="The student.")] = "ghostnetv3-small",
+    model: Annotated[
+        str | None, typer.Option(help="The student; `ghostedge list` shows all.")
+    ] = None,
     width: Annotated[float | None, typer.Option(help="Width multiplier.")] = None,
     branches: Branches = 1,
     post_norm: PostNorm = False,
+    from_: From = None,
     imgsz: Imgsz = None,
     recipe: TrainingRecipe = None,
     settings: Settings = None,
@@ -509,8 +529,8 @@ def distill(
     licence: Licence = None,
 ) -> None:
     """Train a network to follow teachers, directly or through assistants."""
-    name = _model_name(model, width, default=None)
-    output = output or Path("runs") / f"{name}-{strategy}"
+    name, started = _student(model, width, from_)
+    output = output or Path("runs") / f"{started}-{strategy}"
     options = {
         "teachers": teacher,
         "via": via or [],
@@ -520,6 +540,7 @@ def distill(
         "model": name,
         "branches": branches,
         "post_norm": post_norm,
+        "from_": from_,
         "imgsz": imgsz,
         "device": device,
         "compile": compile,
@@ -578,9 +599,15 @@ def study(
     studies.require_done(result, output)
 
 
-def _model_name(model: str | None, width: float | None, default: str | None) -> str | None:
-    name = model or default
-    return name if width is None or name is None else f"{name}-{width}x"
+def _student(model: str | None, width: float | None, from_: str | None) -> tuple[str | None, str]:
+    """Return the network to make, None for that of `from_`, and what to name the run after."""
+    if from_ and width:
+        raise GhostEdgeError("--from has its width: leave out --width.")
+    if from_ and not model:
+        return None, Path(from_).name.removesuffix(".safetensors")
+    name = model or "ghostnetv3-small"
+    name = name if width is None else f"{name}-{width}x"
+    return name, name
 
 
 def _seconds(text: str | None) -> float | None:

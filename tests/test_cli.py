@@ -419,6 +419,11 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     assert printed.err == ""
 
 
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"ghostedge {ghostedge.__version__}\n"
+
+
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 2
     printed = capsys.readouterr()
@@ -590,7 +595,7 @@ def test_predict_eval_and_bench(
     checkpoint.save(net, card, tensors)
     assert run("eval", net, data, "--confusion", tmp_path / "matrix.png") == 0
     said = capsys.readouterr().out
-    assert "data, 4 images" in said
+    assert "data, 4 images" in said and "These are training images" in said
     assert re.search(r"top-1 \d+\.\d\d% \(95%: ", said)
     with Image.open(tmp_path / "matrix.png") as matrix:
         assert matrix.format == "PNG"

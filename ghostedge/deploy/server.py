@@ -27,7 +27,7 @@ def _fill(handover: Handover) -> Filled:
 
 
 TARGET = Target(
-    summary="the ONNX model in ONNX Runtime, and as Triton's model repository",
+    summary="the fp32 ONNX model in ONNX Runtime, and as Triton's model repository",
     needs=(Need(MODEL, f"{FOLDER}/1/{MODEL}", "--recipe server"),),
     fill=_fill,
 )

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ghostedge import checkpoint
+from ghostedge.errors import GhostEdgeError
 from ghostedge.training.distillation import STRATEGIES, Distillation
 from ghostedge.training.loop import new_net, takes_post_norm, train
 from ghostedge.training.recipe import Recipe
@@ -25,18 +27,20 @@ def distill(
     strategy: str = "kd",
     temperature: float | None = None,
     alpha: float | None = None,
-    model: str = "ghostnetv3-small-1.0x",
+    model: str | None = None,
+    from_: str | None = None,
     recipe: Recipe | None = None,
     budget: float | None = None,
     resume: bool = False,
     **options: Any,
 ) -> Path:
-    """Train `model` to follow `teachers`; return the best checkpoint's path.
+    """Train a student to follow `teachers`; return the best checkpoint's path.
 
     Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
     `output`/assistants/, by the net before it, without label smoothing, and then a teacher of the
-    next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. `options` are
-    those of `train`; `post_norm` is left out for assistants that cannot have it.
+    next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. The student
+    is a new `model`, or starts `from_` a checkpoint. `options` are those of `train`; `post_norm` is left
+    out for assistants that cannot have it.
 
     Raises GhostEdgeError as `train` does.
     """
@@ -46,7 +50,12 @@ def distill(
         (name, {**options, "post_norm": options.get("post_norm", False) and takes_post_norm(name)})
         for name in via
     ]
-    stages.append((model, options))
+    if from_ is None:
+        stages.append((model or "ghostnetv3-small-1.0x", options))
+    elif model is not None or options.get("branches", 1) != 1 or options.get("post_norm"):
+        raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
+    else:
+        stages.append((checkpoint.read(from_)[0].name, {**options, "from_": from_}))
     for name, given in stages:  # found wrong after the assistants it would cost hours
         form = {key: given[key] for key in ("branches", "post_norm") if key in given}
         with torch.device("meta"):

@@ -251,6 +251,21 @@ def test_assistants_teach_in_turn(
     assert smoothing == [0, 0, Recipe().label_smoothing], "who teaches is not smoothed"
 
 
+def test_a_student_may_start_from_weights(tmp_path: Path, drawn_folder: Path) -> None:
+    start = learn(drawn_folder, tmp_path / "start", make_teacher(tmp_path))
+    still = Recipe(epochs=1, batch=32, lr=1e-9, freeze="norms")
+    options = {"model": None, "imgsz": None, "from_": str(start), "via": ["airbench-0.1x"]}
+    best = learn(drawn_folder, tmp_path / "run", make_teacher(tmp_path), recipe=still, **options)
+    card, tensors = checkpoint.read(best)
+    assert card.training["from"]["file"] == "best.safetensors" and "distillation" in card.training
+    assistant = tmp_path / "run" / "assistants" / "1-airbench-0.1x" / "best.safetensors"
+    assert "from" not in checkpoint.read(assistant)[0].training
+    for name, tensor in checkpoint.read(start)[1].items():
+        np.testing.assert_allclose(tensors[name], tensor, atol=1e-5)
+    with pytest.raises(GhostEdgeError, match="has its network"):
+        learn(drawn_folder, tmp_path / "new", "t", **(options | {"branches": 3}))
+
+
 def test_assistants_that_cannot_have_one_norm_do_without(
     tmp_path: Path, drawn_folder: Path
 ) -> None:
