@@ -20,6 +20,7 @@ from ghostedge.files import sha256
 from ghostedge.pixels import PixelContract, enlarged
 
 MANIFEST, LABELS, GOLDEN = "manifest.json", "labels.txt", "golden.npz"
+TIMINGS, REPORTS = "timings.json", ("report.md", "report.html")
 FORMAT = 1
 SEAL = "sha256"
 """Where the manifest holds a hash of itself."""

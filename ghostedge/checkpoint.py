@@ -99,8 +99,9 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise GhostEdgeError(
-            f"{path} is not a readable .safetensors file ({error}). A foreign checkpoint (.pth) "
-            f"is turned into one by: ghostedge import {path}"
+            f"{path} is not a readable .safetensors file ({error}). A foreign checkpoint (.pth) is turned "
+            "into one by `ghostedge import`; a .tflite file is not trained or exported again, the .onnx "
+            "file beside it may be."
         ) from error
     if header is None:
         raise GhostEdgeError(

@@ -15,11 +15,14 @@ from ghostedge.errors import GhostEdgeError
 
 @contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into a sentence that names `path`."""
+    """Turn an error of the operating system into a sentence that names `path`, or what else it is of."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        named = Path(os.path.realpath(error.filename or path))
+        if not (path.is_relative_to(named) or named.is_relative_to(path.parent)):
+            raise GhostEdgeError(f"{named} cannot be used: {reason}.") from error
         raise GhostEdgeError(
             f"Cannot write {path}: {reason}. Choose another place with --output, or free it."
         ) from error
@@ -100,7 +103,7 @@ def _refuse_foreign(path: Path, replaceable: Callable[[Path], bool]) -> None:
     with _locked(path.parent):
         if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
             raise GhostEdgeError(
-                f"{path} exists and was not made by this command: it would be lost. "
+                f"{path} or something in it was not made by this command: it would be lost. "
                 "Name another folder with --output."
             )
 

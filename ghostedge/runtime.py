@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -434,17 +435,24 @@ def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
     )
 
 
+_silence = threading.Lock()
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Close the process's stderr: LiteRT announces its delegate there, and has no switch for it."""
+    """Close the process's stderr: LiteRT announces its delegate there, and has no switch for it.
+
+    One thread at a time: the second would keep the first one's closed stderr as the one to restore.
+    """
     if sys.stderr is None:
         yield
         return
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
+    with _silence:
+        saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            os.close(nowhere)

@@ -159,8 +159,8 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
     if imgsz not in {row["size"] for row in rows}:
         sizes = sorted({str(row["size"]) for row in rows})
         raise GhostEdgeError(
-            f"Costs are known at {' and '.join(sizes)} pixels, not at {imgsz}: look at those with "
-            "`ghostedge list --for`, and name weights to start from with --from."
+            f"Costs are known at {' and '.join(sizes)} pixels, not at {imgsz}: rank networks at one of those "
+            "(`ghostedge list --for ... --imgsz`), then train with --from and the size you want."
         )
     costs = {}
     for row in rows:

@@ -376,7 +376,8 @@ def test_existing_folder_that_is_not_a_bundle(refuse: Refuse, tmp_path: Path, ne
     (tmp_path / "thesis" / "chapter1.txt").write_text("mine")
     (tmp_path / "manifests").mkdir()
     (tmp_path / "manifests" / "manifest.json").write_text('{"name": "somebody else\'s"}')
-    for name in ("thesis", "manifests", "net.safetensors"):
+    (write_old_bundle(tmp_path / "bundle") / "notes.txt").write_text("mine")
+    for name in ("thesis", "manifests", "net.safetensors", "bundle"):
         assert "was not made by this command" in refuse("export", net, "--output", name)
 
 

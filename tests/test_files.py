@@ -107,6 +107,17 @@ UNWRITABLE = ["file/out", "/proc/ghostedge/out", "/sys/out", "a" * 300, "new/" +
 
 
 @pytest.mark.parametrize("directory", [False, True])
+def test_a_file_elsewhere_that_fails_is_named(tmp_path: Path, directory: bool) -> None:
+    photo = tmp_path / "photos" / "gone.jpg"
+    out = tmp_path / "new" / "out"
+    writer = atomic_directory(out, anything) if directory else atomic_file(out)
+    said = r"photos.gone\.jpg cannot be used: No such file"
+    with pytest.raises(GhostEdgeError, match=said), writer:
+        photo.stat()
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("directory", [False, True])
 @pytest.mark.parametrize("place", UNWRITABLE)
 def test_an_unwritable_place(tmp_path: Path, place: str, directory: bool) -> None:
     (tmp_path / "file").write_text("text")

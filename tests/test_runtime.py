@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +97,14 @@ def test_checkpoint(tmp_path: Path) -> None:
     np.testing.assert_allclose(classifier(images), logits.softmax(1).numpy(), atol=1e-6)
     assert (classifier.runtime, classifier.step, classifier.labels) == ("torch", None, LABELS)
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_load_at_once_leave_stderr_as_it_was(bundle: Path) -> None:
+    before = os.fstat(2)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(Classifier, [bundle / "model_int8.tflite"] * 12):
+            pass
+    assert os.path.samestat(os.fstat(2), before)
 
 
 def test_reference_kernels(bundle: Path) -> None:

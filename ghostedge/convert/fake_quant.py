@@ -49,8 +49,8 @@ class Graph(nn.Module):
         unknown = sorted({node.op_type for node in graph.node} - {*_OPS, "Constant"})
         if unknown:
             raise GhostEdgeError(
-                f"The corrections of int8 do not know the operation {unknown[0]}: this network can "
-                "only be repaired by leaving operations in float."
+                f"The repairs of int8 do not know the operation {unknown[0]}: give more --data to "
+                "calibrate on, or allow a larger --max-drop."
             )
         self.input, self.output = graph.input[0].name, graph.output[0].name
         self.constants: dict[str, np.ndarray] = {}
@@ -382,10 +382,12 @@ def _slice(stated: dict[str, Any], x: Tensor, *parts: Any) -> Tensor:
     starts, ends = parts[:2]
     axes = parts[2] if len(parts) > 2 and parts[2] is not None else range(len(starts))
     steps = parts[3] if len(parts) > 3 else [1] * len(starts)
-    index = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        index[axis] = slice(int(start), int(end), int(step))
-    return x[tuple(index)]
+        index = range(x.shape[axis])[
+            int(start) : int(end) : int(step)
+        ]  # torch takes no step below 1
+        x = x.index_select(int(axis), torch.tensor(index))
+    return x
 
 
 def _split(stated: dict[str, Any], x: Tensor, sizes: np.ndarray | None = None) -> Any:

@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ghostedge
-from ghostedge.bundle import FORMAT, GOLDEN, LABELS, is_bundle, read_manifest, write_manifest
+from ghostedge.bundle import (
+    FORMAT,
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    REPORTS,
+    TIMINGS,
+    is_bundle,
+    read_manifest,
+    write_manifest,
+)
 from ghostedge.convert.plan import CAMERA, Plan, make_plan
 from ghostedge.errors import CheckFailed, GhostEdgeError, require
 from ghostedge.files import atomic_directory, sha256
@@ -165,11 +175,20 @@ def export(
 
 def run(plan: Plan, say: Say, module: nn.Module | None = None) -> Bundle:
     """Carry out a plan, for `module` where one is given; `say` is called with a line at each step."""
-    with atomic_directory(plan.output, is_bundle) as folder:
+    with atomic_directory(plan.output, _replaceable) as folder:
         _Export(plan, folder, say, module).run()
         made = Bundle(folder)
     made.path = plan.output  # what it measured is its own, whatever another export puts there
     return made
+
+
+def _replaceable(folder: Path) -> bool:
+    """Return whether a folder is a bundle and nothing else: what people put into one is theirs."""
+    if not is_bundle(folder):
+        return False
+    manifest = read_manifest(folder)
+    made = {MANIFEST, TIMINGS, *REPORTS, *manifest["artefacts"], *manifest["files"]}
+    return {entry.name for entry in folder.iterdir()} <= made
 
 
 class _Export:
@@ -451,7 +470,7 @@ class _Export:
         with self.step("time and profile"):
             timings = {"seconds": self.seconds, **self.timings, **self.measure()}
         text = json.dumps(timings, indent=1, sort_keys=True)
-        (self.folder / "timings.json").write_text(f"{text}\n", "utf-8")
+        (self.folder / TIMINGS).write_text(f"{text}\n", "utf-8")
         write_reports(self.folder, manifest, timings, self.confusions())
 
     def preferred(self) -> str:

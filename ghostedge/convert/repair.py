@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 
 import ghostedge
@@ -63,6 +64,27 @@ class Variant:
         return model if self.graph is None else tune.changed(model, self.graph)
 
 
+def _check(graph: Graph, core: onnx.ModelProto, images: torch.Tensor) -> None:
+    """Raise GhostEdgeError unless the graph computes what ONNX Runtime does."""
+    session = onnxruntime.InferenceSession(
+        core.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    wanted = np.concatenate(
+        [session.run(None, {graph.input: image[None].numpy()})[0] for image in images]
+    )
+    try:
+        with torch.no_grad():
+            found = graph(images).numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+    # What an operation's unknown form ends in is any of them.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise GhostEdgeError(
+            f"The repairs of int8 do not compute what this network does ({reason}): give more --data "
+            "to calibrate on, or allow a larger --max-drop."
+        ) from error
+
+
 def ladder(
     core: onnx.ModelProto,
     calibration: np.ndarray,
@@ -78,12 +100,13 @@ def ladder(
     """
     yield Variant("plain")
     core = to_onnx.simplified(core)
+    images = tune.core_input(torch.from_numpy(calibration))
     try:
         graph = Graph(core)
+        _check(graph, core, images[:PROBES])
     except GhostEdgeError as error:
         say(f"  {error}")
         return
-    images = tune.core_input(torch.from_numpy(calibration))
     yield Variant(
         f"ranges without the outer {1 - tune.INNER:.3%} of values",
         ranges=tune.observe(graph, images, tune.INNER),

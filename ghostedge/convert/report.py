@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ghostedge.bundle import GOLDEN
+from ghostedge.bundle import GOLDEN, REPORTS
 
 if TYPE_CHECKING:
     from ghostedge.evaluate import Evaluation
@@ -143,7 +143,7 @@ def write_reports(
         "audit_note": AUDIT_NOTE,
         "golden_png": _contact_sheet(folder),
     }
-    for name in ("report.md", "report.html"):
+    for name in REPORTS:
         text = environment.get_template(f"{name}.jinja").render(facts)
         (folder / name).write_text(text, "utf-8")
 

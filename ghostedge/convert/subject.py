@@ -294,7 +294,7 @@ def _reading(plan: Plan, size: int) -> PixelContract:
 def _labels(plan: Plan, classes: int, stored: list[str] | None = None) -> list[str] | None:
     if plan.labels is not None and stored is not None:
         raise GhostEdgeError(f"{plan.model} has labels of its own: leave out --labels.")
-    labels = plan.labels or stored
+    labels = stored if plan.labels is None else plan.labels
     if labels is not None and len(labels) != classes:
         raise GhostEdgeError(
             f"{plan.model} has {classes} classes and {len(labels)} labels were given: give one for each, "

@@ -1,1 +1,1 @@
-"""Where images come from: folders, torchvision's CIFAR sets, and drawn figures for tests."""
+"""Where images come from: folders, torchvision's sets, and drawn figures for tests."""

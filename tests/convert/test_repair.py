@@ -6,17 +6,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from ghostedge import checkpoint
 from ghostedge.convert import Bundle, export, to_onnx, tune
 from ghostedge.convert.check import Parity, Stage
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.plan import Limits
-from ghostedge.convert.repair import Files, Variant, cached, few_images, match, repair
+from ghostedge.convert.repair import Files, Variant, cached, few_images, ladder, match, repair
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import fold
+from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 from tests.export_fixtures import bundle, hostile, trained
 
@@ -169,6 +171,20 @@ def test_a_failure_carries_the_table(tmp_path: Path) -> None:
             lambda line: None,
         )
     assert found.value.exit_code == 1
+
+
+def test_what_would_be_repaired_wrongly_is_not(pixels: np.ndarray) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.Flatten(),
+        nn.LazyLinear(4),
+    )
+    net(torch.zeros(1, 3, 32, 32))
+    core, said = to_onnx.core(net.eval(), PixelContract(32), 17), []
+    tried = ladder(core, pixels, None, 0, 0, said.append)
+    assert [variant.name for variant in tried] == ["plain"]
+    assert "do not compute what this network does" in said[0]
 
 
 def test_few_images_are_warned_of() -> None:

@@ -91,6 +91,26 @@ def test_graph_computes_what_onnx_runtime_does(
     np.testing.assert_allclose(found, outputs(model, images), atol=1e-5)
 
 
+class Turned(nn.Module):
+    """A network that reads BGR: a Slice backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x.flip(1)).relu().mean((2, 3)))
+
+
+def test_slices_may_go_backwards(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = to_onnx.simplified(to_onnx.core(Turned().eval(), PixelContract(32), 17))
+    assert "Slice" in {node.op_type for node in model.graph.node}
+    with torch.no_grad():
+        found = Graph(model)(images).numpy()
+    np.testing.assert_allclose(found, outputs(model, images), atol=1e-5)
+
+
 def test_an_unknown_operation_is_named() -> None:
     node = onnx.helper.make_node("Det", ["image"], ["out"])
     ends = [onnx.helper.make_tensor_value_info(n, 1, [1, 2, 2]) for n in ("image", "out")]
