@@ -173,7 +173,7 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
 
 def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
     """Return the fastest int8 time of each network in one machine's benches, in ms, at fewest threads."""
-    from ghostedge.latency import results
+    from ghostedge.latency import results, runner
 
     found = results.read(path)
     machines = sorted({result["name"] for result in found})
@@ -181,7 +181,7 @@ def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
         raise GhostEdgeError(
             f"{path} has the times of {' and '.join(machines)}: name a file of one of them."
         )
-    rows = [row for result in found for row in result["rows"] if row["precision"] == "int8"]
+    rows = [r for result in found for r in result["rows"] if r["precision"] in runner.QUANTIZED]
     threads = min((row["threads"] for row in rows), default=1)
     costs: dict[str, float] = {}
     for row in (row for row in rows if row["threads"] == threads):

@@ -175,6 +175,25 @@ def write_bundle(folder: Path, images: int = 6) -> Path:
     return folder
 
 
+def free_size(model: Path) -> Path:
+    """Leave height and width of a .onnx or .tflite free."""
+    if model.suffix == ".onnx":
+        import onnx
+
+        net = onnx.load(model)
+        for axis in (2, 3):
+            net.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"side {axis}"
+        onnx.save(net, model)
+    else:
+        from ghostedge.convert.rewrites.flat import Flat
+
+        flat = Flat(model.read_bytes())
+        (image,) = flat.graph.inputs
+        flat.tensors[image].shapeSignature = np.array([1, -1, -1, 3], np.int32)
+        model.write_bytes(bytes(flat))
+    return model
+
+
 def rewrite_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with the hashes that the files have now."""
     for name, entry in {**manifest["artefacts"], **manifest["files"]}.items():

@@ -197,10 +197,10 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def board(timed: dict[str, Any], name: str = "my board", threads: int = 1, **ms: float) -> Any:
-    """Return the bench as if it were of int8 models of networks."""
+    """Return the bench as if it were of int8 models of networks, one of them with float inside."""
     rows = [
-        row | {"model": f"{net}-export/model_int8.tflite", "precision": "int8", "threads": threads}
-        for net, row in zip(ms, timed["rows"], strict=True)
+        row | {"model": f"{net}-export/model_int8.tflite", "precision": kind, "threads": threads}
+        for net, row, kind in zip(ms, timed["rows"], ("int8", "mixed"), strict=True)
     ]
     for row, median in zip(rows, ms.values(), strict=True):
         row["median"] = median

@@ -6,7 +6,7 @@ DATA is a folder of labelled images with train/. Calibrates on 200 of the images
 was trained on and checks on 1,000 that it was not. Writes results.json beside this file.
 
 A model runs up to 3% faster or slower from load to load, as its memory falls. So all are loaded
-LOADS times, and timed side by side each time as `ghostedge bench` does (ghostedge/latency/timing.py);
+LOADS times, and timed side by side each time as `ghostedge bench` does (ghostedge/latency/runner.py);
 a figure is the median over the loads, an interval goes from the lowest to the highest.
 """
 

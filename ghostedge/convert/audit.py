@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostedge.errors import require
+from ghostedge.errors import GhostEdgeError, require
+from ghostedge.latency.runner import ANY_SIZE
 
 try:
     import numpy as np
@@ -320,6 +321,15 @@ def run_onnx(path: Path) -> tuple[onnx.ModelProto, list[list[Tensor]]]:
     return optimized, [made[node.name or node.op_type].pop(0) for node in optimized.graph.node]
 
 
+def black(session: Any, path: Path) -> dict[str, np.ndarray]:
+    """Return one black image as the input of a session; raises GhostEdgeError where its size is free."""
+    given = session.get_inputs()[0]
+    batch, *sides = given.shape
+    if not all(isinstance(side, int) for side in sides):
+        raise GhostEdgeError(ANY_SIZE.format(path))
+    return {given.name: np.zeros([batch if isinstance(batch, int) else 1, *sides], np.float32)}
+
+
 def profiled(path: Path, options: Any, runs: int) -> list[dict[str, Any]]:
     """Return the events of ONNX Runtime's profiler for the kernels of `runs` runs, one thread."""
     import onnxruntime
@@ -335,10 +345,9 @@ def profiled(path: Path, options: Any, runs: int) -> list[dict[str, Any]]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        given = session.get_inputs()[0]
-        image = np.zeros([s if isinstance(s, int) else 1 for s in given.shape], np.float32)
+        image = black(session, path)
         for _ in range(runs):
-            session.run(None, {given.name: image})
+            session.run(None, image)
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     return [event for event in events if event["name"].endswith(KERNEL)]
 

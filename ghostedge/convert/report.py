@@ -114,7 +114,7 @@ def write_reports(
 ) -> None:
     """Write report.md and report.html into a bundle.
 
-    timings: what timings.json holds, with `latency` (`BenchResult.to_json`) and `profile`
+    timings: what timings.json holds, with `latency` (what `bench` returns) and `profile`
     (`Profile.to_json`). confusions: by stage, of the same labelled images; empty without.
     """
     environment = Environment(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ghostedge.errors import GhostEdgeError, require
-from ghostedge.latency.runner import rounds
+from ghostedge.latency.runner import ANY_SIZE, rounds
 from ghostedge.runtime import interpreter
 
 COPIES = 4
@@ -81,8 +81,8 @@ class Profile:
 def profile(path: str | os.PathLike[str]) -> Profile:
     """Measure where one run of a .tflite or .onnx file spends its time, as `METHODS` says.
 
-    Takes a few seconds. Raises GhostEdgeError for other files, for those that cannot be loaded and
-    where the packages of the export extra are not installed.
+    Takes a few seconds. Raises GhostEdgeError for other files, for those that cannot be loaded or take
+    images of any size, and where the packages of the export extra are not installed.
     """
     path = Path(path)
     if path.suffix not in (".tflite", ".onnx") or not path.is_file():
@@ -103,6 +103,10 @@ def _litert(path: Path) -> Profile:
     except ImportError as error:
         raise require(error.name or "flatbuffers", "export") from error
     model = Flat(path.read_bytes())
+    for given in model.graph.inputs:
+        signature = model.tensors[given].shapeSignature
+        if signature is not None and min(signature[1:], default=1) < 1:
+            raise GhostEdgeError(ANY_SIZE.format(path))
     # What only unpacks weights (fp16) is done when the model is loaded: it goes with its reader.
     unpacked = {
         op.outputs[0]: op
@@ -262,16 +266,15 @@ def _onnxruntime(path: Path) -> Profile:
     try:
         import onnxruntime
 
-        from ghostedge.convert.audit import profiled
+        from ghostedge.convert.audit import black, profiled
     except ImportError as error:
         raise require(error.name or "onnxruntime", "export") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    image = np.zeros([s if isinstance(s, int) else 1 for s in given.shape], np.float32)
-    whole = _timed([lambda: session.run(None, {given.name: image})])
+    image = black(session, path)
+    whole = _timed([lambda: session.run(None, image)])
     nodes: dict[str, list[float]] = collections.defaultdict(list)
     kinds: dict[str, list[tuple[int, float, None]]] = collections.defaultdict(list)
     operator = {}

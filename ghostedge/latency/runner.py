@@ -51,6 +51,9 @@ SAYS = "bench: "
 LOADS = 5
 T_95 = 2.776
 """Student's t for a two-sided 95% interval from five values."""
+QUANTIZED = ("int8", "mixed")
+"""Precisions of quantized models: all in integers, or with some float inside."""
+ANY_SIZE = "{} takes images of any size: export it with a fixed height and width."
 
 RUNTIME_OF = {".tflite": "litert", ".onnx": "onnxruntime", ".safetensors": "torch"}
 PACKAGES = {
@@ -131,8 +134,11 @@ def load(path: str, threads: int) -> Loaded:
     return loaders[kind(path)](path, threads)
 
 
-def _random(shape: Sequence[Any], dtype: Any) -> np.ndarray:
+def _random(path: str, shape: Sequence[Any], dtype: Any) -> np.ndarray:
+    """Return pixels for an input of a model; only the batch may be free (a name or -1): one image."""
     sizes = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
+    if sizes[1:] != list(shape[1:]):
+        raise Problem(ANY_SIZE.format(path))
     low = -128 if dtype == np.int8 else 0
     return np.random.default_rng(0).integers(low, low + 256, sizes).astype(dtype)
 
@@ -145,10 +151,14 @@ def _litert(path: str, threads: int) -> Loaded:
     net.allocate_tensors()
     inputs = net.get_input_details()
     for tensor in inputs:
-        net.set_tensor(tensor["index"], _random(tensor["shape"].tolist(), tensor["dtype"]))
-    held = {tensor["dtype"] for tensor in net.get_tensor_details()}
+        shape = tensor["shape_signature"].tolist()
+        net.set_tensor(tensor["index"], _random(path, shape, tensor["dtype"]))
+    outer = {tensor["index"] for tensor in (*inputs, *net.get_output_details())}
+    held = {t["dtype"] for t in net.get_tensor_details() if t["index"] not in outer}
     found = Loaded()
-    found.precision = "int8" if np.int8 in held else "fp16" if np.float16 in held else "fp32"
+    found.precision = "fp16" if np.float16 in held else "fp32"
+    if np.int8 in held:
+        found.precision = "mixed" if np.float32 in held else "int8"
     found.batch = int(inputs[0]["shape"][0])
     found.partitions = [op["op_name"] for op in net._get_ops_details()].count("DELEGATE")
     found.invoke = net.invoke
@@ -165,7 +175,7 @@ def _onnxruntime(path: str, threads: int) -> Loaded:
     feed = {}
     for tensor in net.get_inputs():
         kind = tensor.type[len("tensor(") : -1]
-        feed[tensor.name] = _random(tensor.shape, "float32" if kind == "float" else kind)
+        feed[tensor.name] = _random(path, tensor.shape, "float32" if kind == "float" else kind)
     found = Loaded()
     # The op's name stands in the file as plain bytes; reading it properly would take onnx.
     found.precision = "int8" if b"QuantizeLinear" in Path(path).read_bytes() else "fp32"
@@ -178,7 +188,7 @@ def _torch(path: str, threads: int) -> Loaded:
     from ghostedge.runtime import Torch
 
     net = Torch(Path(path), threads)
-    net.prepare(_random((1, net.size, net.size, 3), np.uint8))
+    net.prepare(_random(path, (1, net.size, net.size, 3), np.uint8))
     found = Loaded()
     found.precision, found.batch, found.invoke = net.precision, 1, net.invoke
     return found
@@ -199,6 +209,8 @@ def first_use(path: str, threads: int) -> dict[str, float | None]:
         loaded = time.perf_counter_ns()
         model.invoke()
         end = time.perf_counter_ns()
+    except Problem:
+        raise
     except Exception as error:  # each runtime has its own
         reason = " ".join(str(error).split()).rstrip(".")
         raise Problem(
@@ -396,14 +408,14 @@ def document(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _not_faster(rows: Sequence[dict[str, Any]], medians: np.ndarray) -> list[str]:
-    """Compare each int8 model with the fp32 ones beside it in the same folder and runtime."""
+    """Compare each quantized model with the fp32 ones beside it in the same folder and runtime."""
     found = []
     for i, quantized in enumerate(rows):
         for j, other in enumerate(rows):
             kin = quantized["runtime"] == other["runtime"] and (
                 os.path.dirname(quantized["model"]) == os.path.dirname(other["model"])
             )
-            if kin and (quantized["precision"], other["precision"]) == ("int8", "fp32"):
+            if kin and quantized["precision"] in QUANTIZED and other["precision"] == "fp32":
                 _, low, high = interval(medians[i] / medians[j])
                 if high >= 1:
                     how = (
@@ -595,6 +607,8 @@ def main() -> None:
             raise ValueError
     except ValueError:
         parser.error("--runs takes a number from 1, --threads numbers such as 1,2")
+    if given.output and (given.output.is_dir() or not given.output.parent.is_dir()):
+        parser.error(f"--output takes a file in a folder that exists, which {given.output} is not")
     try:
         if given.first_use:
             print(json.dumps(first_use(given.models[0], threads[0])))
@@ -611,8 +625,6 @@ def main() -> None:
     except Problem as problem:
         print(f"{SAYS}{problem}", file=sys.stderr)
         sys.exit(2)
-    if given.output:
-        given.output.write_text(json.dumps(document([result]), indent=1) + "\n", "utf-8")
     for title, heading, rows in tables(result):
         columns = list(zip(heading, *rows, strict=True))
         widths = [max(map(len, column)) for column in columns]
@@ -620,6 +632,8 @@ def main() -> None:
         for cells in (heading, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)))
     print("", *result["warnings"], sep="\n")
+    if given.output:  # last, so that a full disk does not cost the figures
+        given.output.write_text(json.dumps(document([result]), indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

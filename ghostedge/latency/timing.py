@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ghostedge.latency import boards, runner
 from ghostedge.runtime import RUNTIMES, installed
 
 BOARD_RUNTIMES = ("litert", "onnxruntime")
+# A tensor's field external_data: {key: "location", ...}; reading it properly would take onnx.
+EXTERNAL = re.compile(rb"j.{1,2}\n\x08location\x12", re.DOTALL)
 Named = str | os.PathLike[str]
 
 
@@ -54,7 +57,7 @@ def bench(
         raise GhostEdgeError(f"There is no model to time: {remedy}")
     result = boards.run(on, files, len(base), threads, runs, say)
     for row, (path, _) in zip(result["rows"], files * len(threads), strict=True):
-        row["accuracy"] = _accuracy(path)
+        row |= _of_bundle(path)
     return result
 
 
@@ -74,16 +77,30 @@ def _files(model: Named, runtimes: set[str], on: str | None) -> list[tuple[Path,
         runtime = runner.kind(os.fspath(path))
     except runner.Problem as problem:
         raise GhostEdgeError(str(problem)) from problem
+    if runtime == "onnxruntime" and EXTERNAL.search(path.read_bytes()):
+        raise GhostEdgeError(
+            f"{path} keeps its weights in another file, which a bench does not take along: export it "
+            "into one (torch.onnx.export has external_data=False for that), or make one of a float "
+            f"classifier with: ghostedge export {path} --format onnx (and its --mean and --std)."
+        )
     return [(path, name)] if runtime in runtimes else []
 
 
-def _accuracy(path: Path) -> dict[str, Any] | None:
-    """Return the top-1 that the bundle of a model reports, of its test part where it has one."""
+def _of_bundle(path: Path) -> dict[str, Any]:
+    """Return the precision and the top-1 that the bundle of a model tells, which read its operators."""
     if not is_bundle(path.parent):
-        return None
-    for stage in read_manifest(path.parent)["stages"]:
+        return {"accuracy": None}
+    manifest = read_manifest(path.parent)
+    entry = manifest["artefacts"].get(path.name)
+    precision = {} if entry is None else {"precision": entry["precision"]}
+    return {**precision, "accuracy": _accuracy(manifest["stages"], path.name)}
+
+
+def _accuracy(stages: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """Return the top-1 that a bundle reports of a file, of its test part where it has one."""
+    for stage in stages:
         for part in ("test", "validation"):
             parity = stage["parity"].get(part)
-            if stage["name"] == path.name and parity and parity["top1"] is not None:
+            if stage["name"] == name and parity and parity["top1"] is not None:
                 return {"top1": parity["top1"], "set": part, "images": parity["images"]}
     return None

@@ -9,7 +9,7 @@ from ghostedge.convert import Bundle
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency.profile import blocks, profile
-from tests.runtime_fixtures import write_tflite
+from tests.runtime_fixtures import free_size, write_onnx, write_tflite
 
 
 def test_blocks_and_operators_of_a_tflite(bundle: Bundle) -> None:
@@ -57,3 +57,9 @@ def test_what_cannot_be_profiled(tmp_path: Path) -> None:
     for name in ("model.safetensors", "none.tflite"):
         with pytest.raises(GhostEdgeError, match="cannot be profiled"):
             profile(tmp_path / name)
+    for model in (
+        write_onnx(tmp_path / "model.onnx"),
+        write_tflite(tmp_path / "model.tflite", "float32"),
+    ):
+        with pytest.raises(GhostEdgeError, match=r"model\.\w+ takes images of any size"):
+            profile(free_size(model))

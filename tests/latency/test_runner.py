@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from ghostedge.latency import results, runner
-from tests.runtime_fixtures import write_onnx
+from ghostedge.runtime import Classifier
+from tests.convert.test_audit import in_float
+from tests.runtime_fixtures import free_size, write_onnx, write_tflite
 
 ROOT = Path(__file__).parents[2]
 BY_HAND = ROOT / "deploy" / "raspberry-pi" / "bench.py"
@@ -54,6 +56,41 @@ def test_by_hand_without_ghostedge(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     said = subprocess.run([*command, "--threads", "0"], capture_output=True, text=True)
     assert said.returncode == 2 and "--threads numbers such as 1,2" in said.stderr
+    for nowhere in (tmp_path / "nodir" / "out.json", tmp_path):
+        said = subprocess.run([*command, "--output", nowhere], capture_output=True, text=True)
+        assert (said.returncode, said.stdout) == (2, "")  # before anything is timed
+        assert f"a folder that exists, which {nowhere} is not" in said.stderr
+
+
+def test_tables_come_before_the_file(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "model.onnx")
+    command = [sys.executable, BY_HAND, model, "--runs", "1", "--output", "/dev/full"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "interleaved rounds on" in done.stdout
+    assert done.returncode != 0 and "No space left" in done.stderr
+
+
+def test_a_free_image_size_is_not_timed_as_one_pixel(tmp_path: Path) -> None:
+    for model in (
+        write_onnx(tmp_path / "model.onnx"),
+        write_tflite(tmp_path / "model.tflite", "float32"),
+    ):
+        assert runner.load(str(model), 1).batch == 1
+        free = free_size(model)
+        with pytest.raises(runner.Problem) as said:
+            runner.measure([str(free)], labels=["my net"])
+        assert str(said.value) == runner.ANY_SIZE.format("my net")
+
+
+def test_precision_of_a_tflite(tmp_path: Path) -> None:
+    """As `Classifier` tells it."""
+    kinds = ("float32", "float16", "uint8", "int8")
+    files = [write_tflite(tmp_path / f"{kind}.tflite", kind) for kind in kinds]
+    files.append(tmp_path / "mixed.tflite")
+    files[-1].write_bytes(in_float(files[2].read_bytes(), "MEAN"))
+    found = [runner.load(str(file), 1).precision for file in files]
+    assert found == ["fp32", "fp16", "int8", "int8", "mixed"]
+    assert found == [Classifier(file).precision for file in files]
 
 
 def test_a_crash_of_the_runtime_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +154,9 @@ def row(model: str, precision: str, **more: object) -> dict[str, object]:
 def test_int8_that_gains_nothing_is_said() -> None:
     random = np.random.default_rng(0)
 
-    def said(factor: float, folder: str = "a") -> list[str]:
+    def said(factor: float, folder: str = "a", precision: str = "int8") -> list[str]:
         medians = random.normal([[1.0], [factor]], 0.02, (2, runner.LOADS))
-        rows = [row("a/float.tflite", "fp32"), row(f"{folder}/quantized.tflite", "int8")]
+        rows = [row("a/float.tflite", "fp32"), row(f"{folder}/quantized.tflite", precision)]
         return runner._not_faster(rows, medians)
 
     assert said(0.8) == []
@@ -128,6 +165,7 @@ def test_int8_that_gains_nothing_is_said() -> None:
     (sentence,) = said(1.0)
     assert "a/quantized.tflite cannot be told apart (0.9" in sentence
     assert said(1.2, folder="b") == []  # another net
+    assert said(1.2, precision="mixed") and not said(1.2, precision="fp16")
 
 
 def board_tree(root: Path, **changes: str) -> str:

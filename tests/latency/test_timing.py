@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import jsonschema
+import onnx
 import pytest
 
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import results, timing
 from ghostedge.latency.profile import add_profiles
 from ghostedge.latency.timing import bench
-from tests.runtime_fixtures import rewrite_manifest, write_bundle, write_checkpoint, write_tflite
+from tests.runtime_fixtures import (
+    rewrite_manifest,
+    write_bundle,
+    write_checkpoint,
+    write_onnx,
+    write_tflite,
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,21 @@ def test_a_bundle_is_timed_whole(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         names()
 
 
-def test_what_cannot_be_timed(bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_knows_the_precision(bundle: Path, tmp_path: Path) -> None:
+    """Its manifest may call a quantized .onnx mixed, of which the runner sees int8."""
+    shutil.copytree(bundle, tmp_path / "mine")
+    manifest = json.loads((tmp_path / "mine" / "manifest.json").read_text())
+    manifest["artefacts"]["model.onnx"]["precision"] = "mixed"
+    rewrite_manifest(tmp_path / "mine", manifest)
+    rows = bench([tmp_path / "mine" / "model.onnx", write_onnx(tmp_path / "a.onnx")], runs=1)[
+        "rows"
+    ]
+    assert [row["precision"] for row in rows] == ["mixed", "fp32"]
+
+
+def test_what_cannot_be_timed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(GhostEdgeError, match="at least one run"):
         bench([bundle], runs=0)
     with pytest.raises(GhostEdgeError, match="one thread"):
@@ -109,6 +131,14 @@ def test_what_cannot_be_timed(bundle: Path, tmp_path: Path) -> None:
         bench([bundle], runtimes=["tvm"])
     with pytest.raises(GhostEdgeError, match="no model to time: a board runs"):
         bench(["ghostnetv3-small-1.0x"], on="board")
+    apart = tmp_path / "apart.onnx"
+    net = onnx.load(bundle / "model.onnx")
+    onnx.save(net, apart, save_as_external_data=True, location="apart.data", size_threshold=0)
+    monkeypatch.setattr(timing.boards, "run", None)  # nothing is sent or run
+    for host in (None, "board"):
+        with pytest.raises(GhostEdgeError, match=f"{apart} keeps its weights in another file"):
+            bench([bundle, apart], on=host)
+    monkeypatch.undo()
     for suffix in (".tflite", ".onnx", ".safetensors"):
         broken = tmp_path / f"broken{suffix}"
         broken.write_bytes(b"x" * 100)
