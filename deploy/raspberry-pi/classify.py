@@ -68,7 +68,7 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
     return np.clip(both + 0.5, 0, 255).astype(np.uint8)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # pictures of many sizes would fill a small board's memory
 def _weights(side: int, size: int) -> np.ndarray:
     """The share of each of `side` old pixels in each of `size` new ones, (size, side)."""
     scale = side / size
@@ -82,28 +82,61 @@ Frames = Iterator[tuple[str, np.ndarray]]
 """A name and uint8 RGB pixels (height, width, 3)."""
 
 
-def frames(source: str) -> Frames:
-    """Yield what a source shows: `camera`, `camera:N`, a picture, a video, or a folder of pictures."""
+def frames(source: str, size: int) -> Frames:
+    """Yield what a source shows: `camera`, `camera:N`, a picture, a video, or a folder of pictures.
+
+    Large JPEGs may come smaller, never below twice `size`.
+    """
     path = Path(source)
     if source == "camera" or source.startswith("camera:"):
         yield from camera(source)
     elif path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.suffix.lower() in PICTURES:
-                yield from pictures(file)
+                try:
+                    picture = read(file, size)
+                except ValueError as error:
+                    print(f"classify: skipped {file}: {error}", file=sys.stderr)
+                    continue
+                yield str(file), picture
     elif not path.is_file():
         sys.exit(f"classify: there is no file {source}.")
     elif path.suffix.lower() in VIDEOS:
         yield from opencv(source)
     else:
-        yield from pictures(path)
+        try:
+            picture = read(path, size)
+        except ValueError as error:
+            sys.exit(f"classify: cannot read {path}: {error}")
+        yield str(path), picture
 
 
-def pictures(file: Path) -> Frames:
+def read(file: Path, size: int) -> np.ndarray:
+    """Return a picture's uint8 RGB pixels as in training, all of them but for large JPEGs.
+
+    Turned as its EXIF says, transparency over white, 16-bit grey scaled to 8 bits. Raises
+    ValueError, which says why, for what is no picture or is damaged.
+    """
     from PIL import Image, ImageOps
 
-    with Image.open(file) as image:
-        yield str(file), np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(file) as stored:
+            stored.draft(None, (2 * size, 2 * size))  # a JPEG is decoded at a fraction of its size
+            image = ImageOps.exif_transpose(stored)
+            if stored.mode.startswith("I;16") or (
+                stored.mode == "I" and stored.format in ("PNG", "PPM")
+            ):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif stored.mode in ("F", "I"):
+                raise ValueError("its pixels are floats or 32-bit numbers, of no stated range")
+            if image.mode != "RGB" or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
+    # Pillow's decoders meet damage with nearly any exception, from struct.error to IndexError.
+    except Exception as error:  # noqa: BLE001
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(reason) from None
 
 
 def camera(source: str) -> Frames:
@@ -112,7 +145,10 @@ def camera(source: str) -> Frames:
     except ImportError:
         Picamera2 = None
     if source != "camera" or Picamera2 is None:
-        yield from opencv(int(source.partition(":")[2] or 0))
+        number = source.partition(":")[2] or "0"
+        if not number.isdecimal():
+            sys.exit(f"classify: {source} is no camera; write camera or a number, as in camera:1.")
+        yield from opencv(int(number))
         return
     with Picamera2() as device:
         # Its names are those of the bytes in a word: "BGR888" is the array with red first.
@@ -168,13 +204,16 @@ def main() -> int:
     given = parser.parse_args()
     if not (given.sources or given.check):
         parser.error("name a source, or --check")
+    for needed in (given.model, given.model.with_name("labels.txt")):
+        if not needed.is_file():
+            sys.exit(f"classify: there is no file {needed}.")
     model = Model(given.model, given.threads)
     if given.check:
         return check(model, HERE / "golden.npz", f"{given.model.name}:default")
     ends: collections.deque[float] = collections.deque(maxlen=WINDOW)
     seen = 0
     for source in given.sources:
-        for name, picture in frames(source):
+        for name, picture in frames(source, model.size):
             begin = time.perf_counter()
             scores = model(fit(picture, model.size))
             ends.append(time.perf_counter())

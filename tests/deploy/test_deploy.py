@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ghostedge.bundle import SEAL, read_labels, write_manifest
 from ghostedge.convert import Bundle, metadata
 from ghostedge.data.drawn import drawn_set
-from ghostedge.data.images import fit
+from ghostedge.data.images import fit, read_image
 from ghostedge.deploy import RECORD, TARGETS, deploy, templates, verify_deployed
 from ghostedge.deploy.target import Need
 from ghostedge.errors import CheckFailed, GhostEdgeError
@@ -387,6 +387,27 @@ def code(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def odd_pictures(folder: Path) -> list[Path]:
+    """Pictures that a bare convert("RGB"), or a resize that sees beyond the square, gets wrong."""
+    folder.mkdir()
+    noise = np.random.default_rng(1).integers(0, 65536, (70, 95, 4), np.uint16)
+    image = Image.fromarray((noise >> 8).astype(np.uint8))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    image.save(folder / "clear.png")
+    image.convert("LA").save(folder / "clear_grey.png")
+    image.convert("P").save(folder / "clear_palette.png", transparency=7)
+    image.convert("RGB").save(folder / "wide.png", exif=turned)
+    image.paste((1, 2, 3, 255), (0, 0, 40, 40))
+    image.convert("RGB").save(folder / "clear_colour.png", transparency=(1, 2, 3))
+    image.convert("CMYK").save(folder / "print.tif")
+    image.convert("1").save(folder / "bits.png")
+    image.convert("RGB").resize((900, 700)).save(folder / "large.jpg", exif=turned)
+    Image.fromarray(noise[..., 0]).save(folder / "deep.png", exif=turned)
+    Image.fromarray(noise[..., 0]).save(folder / "deep.tif")
+    return sorted(folder.iterdir())
+
+
 def test_the_servers_page_classifies(
     bundle: Bundle, server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +422,9 @@ def test_the_servers_page_classifies(
     (((label, share),),) = model.predict([tmp_path / "photo.png"], top=1)
     assert page["labels"][found.argmax()] == label
     assert found.max() == pytest.approx(share, abs=1e-5)
+    for file in odd_pictures(tmp_path / "odd"):
+        pixels = page["pixels"](file)
+        np.testing.assert_array_equal(pixels, read_image(file, len(pixels)), file.name)
     # What the page warns of fails its own check.
     wrong = snippet.replace("np.float32)", "np.float32) / 255")
     assert wrong != snippet
@@ -505,6 +529,52 @@ def test_the_boards_program_resizes_as_the_contract_says(
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
+def test_the_boards_program_reads_pictures_as_the_contract_says(
+    program: ModuleType, tmp_path: Path
+) -> None:
+    for file in odd_pictures(tmp_path / "odd"):
+        ((name, pixels),) = program.frames(str(file), 32)
+        assert name == str(file)
+        apart = np.abs(program.fit(pixels, 32).astype(int) - read_image(file, 32))
+        assert apart.max() <= 1, file.name
+
+
+def test_the_boards_program_skips_what_it_cannot_read_in_a_folder(
+    board: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    noise = np.random.default_rng(2).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "whole.jpg")
+    cut, floats = folder / "cut.jpg", folder / "floats.tif"
+    cut.write_bytes((folder / "whole.jpg").read_bytes()[:1000])
+    Image.fromarray(noise[..., 0].astype(np.float32)).save(floats)
+    (folder / "text.png").write_text("no picture")
+    done = classify(board, folder, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["source"] == str(folder / "whole.jpg")
+    said = done.stderr.splitlines()
+    skipped = [line for line in said if line.startswith("classify: ")]
+    names = ["cut.jpg", "floats.tif", "text.png"]
+    starts = [f"classify: skipped {folder / name}: " for name in names]
+    assert len(skipped) == 3 and all(map(str.startswith, skipped, starts)), said
+    assert "of no stated range" in skipped[1] and "Traceback" not in done.stderr
+
+
+def test_the_boards_program_says_in_a_sentence_what_it_cannot_use(
+    board: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for arguments, sentence in (
+        ([tmp_path / "text.png"], "classify: cannot read "),
+        (["camera:x"], "classify: camera:x is no camera; write camera or a number, "),
+        (["camera", "--model", "none.tflite"], "classify: there is no file none.tflite."),
+    ):
+        done = classify(board, *arguments)
+        assert done.returncode == 1
+        assert "\n" + sentence in "\n" + done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_boards_program_reads_a_video_as_rgb(program: ModuleType, tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     colours = [(200, 40, 20), (30, 180, 60), (20, 50, 220)]
@@ -514,7 +584,7 @@ def test_the_boards_program_reads_a_video_as_rgb(program: ModuleType, tmp_path: 
     for colour in colours:
         video.write(np.full((48, 64, 3), colour[::-1], np.uint8))  # blue first, as OpenCV has it
     video.release()
-    found = [pixels.mean((0, 1)) for _, pixels in program.frames(str(file))]
+    found = [pixels.mean((0, 1)) for _, pixels in program.frames(str(file), 32)]
     np.testing.assert_allclose(found, colours, atol=6)
 
 
