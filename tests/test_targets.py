@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import copy
+import dataclasses
 import importlib
 import itertools
 import json
@@ -21,6 +21,7 @@ from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES
 from ghostedge.pixels import PixelContract
 from ghostedge.targets import NEAR, TARGETS, choose, rank
+from ghostedge.training import Recipe
 from tests.runtime_fixtures import write_onnx
 
 COSTS = {
@@ -91,18 +92,32 @@ def test_who_is_beaten_where(benchmark: Any) -> None:
     ]
 
 
-def test_only_what_was_trained_alike_is_compared(benchmark: Any) -> None:
-    card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
-    card.data = {"name": "figures", "fingerprint": "12345678"}
-    card.accuracy = {"test": {"top1": 80.0, "images": 500}}
-    cards = [copy.deepcopy(card) for _ in range(3)]
-    for other, recipe in zip(
-        cards, ({}, {"seed": 1, "precision": "bf16"}, {"epochs": 31}), strict=True
-    ):
-        other.training = {"recipe": recipe}
-    assert benchmark.points(cards[:2], "test")[0] == [benchmark.Point("resnet8", [80.0, 80.0])]
-    with pytest.raises(GhostEdgeError, match="trained in different ways"):
-        benchmark.points(cards, "test")
+def test_runs_are_kept_by_how_they_were_trained(benchmark: Any, tmp_path: Path) -> None:
+    def write(name: str, **training: Any) -> str:
+        card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
+        recipe = Recipe(**training.pop("recipe", {})).resolved(45_000)
+        card.training = {"recipe": dataclasses.asdict(recipe), **training}
+        card.data = {"images": 45_000, "fingerprint": "0123456789"}
+        card.accuracy = {"test": {"top1": 80.0, "images": 500}, "validation": {"top1": 81.5}}
+        save(tmp_path / name, card, {})
+        return str(tmp_path / name)
+
+    plain = benchmark.run_of(write("plain"))
+    assert plain == ("30 epochs", "resnet8", "0", "auto", "81.50", "80.00", "500 of 01234567")
+    teachers = [{"sha256": "ffffffffff"}, {"sha256": "eeeeeeeeee"}]
+    taught = benchmark.run_of(write("kd", distillation={"strategy": "kd", "teachers": teachers}))
+    assert taught.training == "30 epochs, kd by eeeeeeee, ffffffff"
+    short = benchmark.run_of(write("b", recipe={"epochs": 9, "seed": 1, "precision": "bf16"}))
+    assert short[:4] == ("9 epochs", "resnet8", "1", "bf16")
+    with pytest.raises(GhostEdgeError, match="default recipe"):
+        benchmark.run_of(write("other", recipe={"lr": 0.05}))
+
+    again = plain._replace(test="90.00")
+    runs = benchmark.merged([plain, short], [again, short._replace(seed="2", test="60.00")])
+    assert again in runs and plain not in runs and len(runs) == 3
+    assert benchmark.points(runs[1:], "test") == [benchmark.Point("resnet8", [80.0, 60.0])]
+    with pytest.raises(GhostEdgeError, match="different images"):
+        benchmark.merged([plain], [short._replace(images="500 of 89abcdef")])
 
 
 def test_the_papers_network_against_ours(benchmark: Any) -> None:

@@ -1,23 +1,25 @@
-"""Accuracy against int8 cost of checkpoints trained alike: three tables of README.md, and pictures.
+"""Accuracy against int8 cost of networks trained alike: tables of README.md, and pictures.
 
-    python benchmarks/targets/accuracy.py FOLDER CHECKPOINT...
+    python benchmarks/targets/accuracy.py [CHECKPOINT...]
 
-prints accuracies with costs, and how far DenseStride stands before every other network on each target
-and before the plain conversion of the paper's, where that is among them; writes FOLDER/<target>.png.
-Checkpoints of one network are its seeds: a figure is their mean, a bar goes from the lowest to the
-highest. All must have been trained alike but for the seed and the precision, and measured on the same
-images; runs that are not finished are left out.
+adds what finished checkpoints record to accuracy.csv. Of every way of training that it holds (the default
+recipe for so many epochs, with or without a teacher) it prints accuracies with costs, and how far
+DenseStride stands before every other network on each target and before the plain conversion of the
+paper's, where that is among them; of the untaught one with most runs it draws <target>.png. Several runs
+of one network are its seeds: a figure is their mean, a bar goes from the lowest to the highest.
 """
 
 from __future__ import annotations
 
 import collections
+import csv
+import dataclasses
 import json
 import math
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +30,13 @@ from matplotlib import pyplot as plt
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
+from ghostedge.files import atomic_file
 from ghostedge.targets import BASE, TARGETS, costs_of
 from ghostedge.training import Recipe
 
 OURS = "densestride"
 BENCHMARKS = Path(__file__).parents[1]
+RUNS = Path(__file__).with_name("accuracy.csv")
 GAIN, SHARE = 0.5, 0.6
 """The goal: so many points more at a peer's cost, or at its accuracy so much of its cost."""
 PAPER = {"desktop": 1 / 3, "pi5": 0.4, "pi4": 0.6}
@@ -53,22 +57,51 @@ class Point(NamedTuple):
         return sum(self.top1) / len(self.top1)
 
 
-def points(cards: Sequence[checkpoint.Checkpoint], part: str) -> tuple[list[Point], str]:
-    """Return the networks of checkpoints, and what they were measured on."""
+class Run(NamedTuple):
+    """A line of accuracy.csv. Those with one digit are of runs whose files are gone."""
+
+    training: str
+    network: str
+    seed: str
+    precision: str
+    validation: str
+    test: str
+    images: str
+    """What it was measured on: how many test images, and the start of the training images' hash."""
+
+
+def run_of(file: str) -> Run:
+    """Return what a finished checkpoint records; raises GhostEdgeError where none could compare it."""
+    card = checkpoint.read(file)[0]
+    recipe = Recipe(**card.training["recipe"])
+    alike = dataclasses.replace(recipe, seed=0, precision="auto", epochs=Recipe.epochs)
+    if alike != Recipe().resolved(card.data["images"]) or card.training.get("from"):
+        raise GhostEdgeError(f"{file} was not trained by the default recipe from scratch.")
+    if "test" not in card.accuracy:
+        raise GhostEdgeError(f"{file} is not finished: no test images were read.")
+    training = f"{recipe.epochs} epochs"
+    if taught := card.training.get("distillation"):
+        teachers = ", ".join(sorted(teacher["sha256"][:8] for teacher in taught["teachers"]))
+        training += f", {taught['strategy']} by {teachers}"
+    tops = (f"{card.accuracy[part]['top1']:.2f}" for part in ("validation", "test"))
+    images = f"{card.accuracy['test']['images']} of {card.data['fingerprint'][:8]}"
+    return Run(training, card.name, f"{recipe.seed}", recipe.precision, *tops, images)
+
+
+def merged(known: Iterable[Run], new: Iterable[Run]) -> list[Run]:
+    """Return all runs, a newer one in place of an older; raises GhostEdgeError for other images."""
+    runs = {run[:3]: run for run in (*known, *new)}
+    if len({run.images for run in runs.values()}) > 1:
+        raise GhostEdgeError("The checkpoints were trained and measured on different images.")
+    return sorted(runs.values())
+
+
+def points(runs: Sequence[Run], part: str) -> list[Point]:
+    """Return the networks of runs that were trained alike."""
     found: dict[str, list[float]] = collections.defaultdict(list)
-    measured, trained = set(), set()
-    for card in cards:
-        found[card.name].append(card.accuracy[part]["top1"])
-        images = card.accuracy[part]["images"]
-        measured.add((card.data["name"], card.data["fingerprint"], images))
-        recipe = Recipe(**{**card.training["recipe"], "seed": 0, "precision": "auto"})
-        trained.add(str((recipe, card.training.get("distillation"), card.training.get("from"))))
-    if len(measured) > 1:
-        raise GhostEdgeError("The checkpoints were measured on different images.")
-    if len(trained) > 1:
-        raise GhostEdgeError("The checkpoints were trained in different ways.")
-    ((name, _, images),) = measured
-    return [Point(*item) for item in sorted(found.items())], f"{images:,} {part} images of {name}"
+    for run in runs:
+        found[run.network].append(float(getattr(run, part)))
+    return [Point(*item) for item in sorted(found.items())]
 
 
 def family(name: str) -> str:
@@ -76,7 +109,7 @@ def family(name: str) -> str:
     return re.sub(r"(-x?\d+(\.\d+)?x?|\d+)$", "", name)
 
 
-def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> None:
+def draw(target: str, nets: Sequence[Point], training: str) -> None:
     """Draw one target; networks without a cost there are left out."""
     costs, unit, _ = costs_of(target, 32)
     shown = [net for net in nets if net.name in costs]
@@ -101,11 +134,11 @@ def draw(target: str, nets: Sequence[Point], measured: str, output: Path) -> Non
     axes.set_xlabel(textwrap.fill(f"int8, {unit}: {TARGETS[target].source}", 70), fontsize=9)
     axes.margins(0.08)
     seeds = sorted({len(net.top1) for net in shown})
-    axes.set_ylabel(f"top-1 %, {measured}")
+    axes.set_ylabel(f"test top-1 %, {training}")
     axes.set_title(f"{target}: {' or '.join(map(str, seeds))} seed(s) a network, lowest to highest")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(output / f"{target}.png", dpi=160)
+    figure.savefig(RUNS.with_name(f"{target}.png"), dpi=160)
     plt.close(figure)
 
 
@@ -175,21 +208,24 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
     return "\n".join(lines)
 
 
-def main(folder: str, *files: str) -> None:
-    read = {file: checkpoint.read(file)[0] for file in files}
-    cards = [card for card in read.values() if "test" in card.accuracy]
-    for file in (file for file, card in read.items() if "test" not in card.accuracy):
-        print(f"Left out, not finished: {file}")
-    nets, measured = points(cards, "test")
-    validated, _ = points(cards, "validation")
+def main(*files: str) -> None:
+    with RUNS.open(newline="") as text:
+        known = [Run(**line) for line in csv.DictReader(text)]
+    runs = merged(known, map(run_of, files))
+    with atomic_file(RUNS) as file, file.open("w", newline="") as text:
+        csv.writer(text).writerows((Run._fields, *runs))
+    trainings = collections.Counter(run.training for run in runs)
     costs = {target: costs_of(target, 32)[0] for target in TARGETS}
-    print(f"{measured}\n\n{accuracies({'validation %': validated, 'test %': nets}, costs)}\n")
-    print(verdicts(nets, costs))
-    if any(net.name == BASE for net in nets):
-        print(f"\n{against_paper(nets, costs)}")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for target in TARGETS:
-        draw(target, nets, measured, Path(folder))
+    for training in trainings:
+        alike = [run for run in runs if run.training == training]
+        nets = {f"{part} %": points(alike, part) for part in ("validation", "test")}
+        tested = nets["test %"]
+        print(f"{training}\n\n{accuracies(nets, costs)}\n\n{verdicts(tested, costs)}\n")
+        if any(net.name == BASE for net in tested):
+            print(f"{against_paper(tested, costs)}\n")
+        if (training, trainings[training]) == trainings.most_common(1)[0]:
+            for target in TARGETS:
+                draw(target, tested, training)
 
 
 if __name__ == "__main__":
