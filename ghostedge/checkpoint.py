@@ -100,8 +100,7 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise GhostEdgeError(
             f"{path} is not a readable .safetensors file ({error}). A foreign checkpoint (.pth) is turned "
-            "into one by `ghostedge import`; a .tflite file is not trained or exported again, the .onnx "
-            "file beside it may be."
+            f"into one by: ghostedge import {path}. A .tflite file is not trained or exported again."
         ) from error
     if header is None:
         raise GhostEdgeError(

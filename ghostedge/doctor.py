@@ -8,7 +8,7 @@ import re
 import sys
 
 from ghostedge.checkpoint import shipped
-from ghostedge.latency.runner import machine
+from ghostedge.latency.runner import DOT_PRODUCTS, machine
 
 NEEDED_FOR = {
     "train": "ghostedge train",
@@ -47,9 +47,7 @@ def examine() -> tuple[list[str], list[list[str]], list[str]]:
             advice.append(
                 f"Missing for {purpose}: {', '.join(missing)}. pip install 'ghostedge[{extra}]'"
             )
-    if here["features"] and not {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"} & set(
-        here["features"]
-    ):
+    if here["features"] and not DOT_PRODUCTS & set(here["features"]):
         advice.append(
             "This CPU has no int8 dot products: int8 gains less here, and ONNX Runtime's int8 "
             "saturates in 16 bits on x86 without them, so check its accuracy on this machine."

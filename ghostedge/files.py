@@ -103,7 +103,7 @@ def _refuse_foreign(path: Path, replaceable: Callable[[Path], bool]) -> None:
     with _locked(path.parent):
         if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
             raise GhostEdgeError(
-                f"{path} or something in it was not made by this command: it would be lost. "
+                f"{path} exists, and it or something in it was not made by this command: it would be lost. "
                 "Name another folder with --output."
             )
 

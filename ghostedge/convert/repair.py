@@ -33,6 +33,7 @@ from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import atomic_file
+from ghostedge.latency.runner import DOT_PRODUCTS, machine
 from ghostedge.latency.timing import bench
 
 IN_FLOAT = (2, 8, 32)
@@ -52,16 +53,24 @@ class Variant:
 
     graph: whose weights are used, None for those that the models have. ranges: of the graph's
     tensors, None for those that the calibration images show. in_float: outputs of the operations that
-    are not quantized.
+    are not quantized. narrow: ONNX weights in 7 bits. suffix: of the files that it is for.
     """
 
     name: str
     graph: Graph | None = None
     ranges: Ranges | None = None
     in_float: tuple[str, ...] = ()
+    narrow: bool = False
+    suffix: str = ""
 
     def weights(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return model if self.graph is None else tune.changed(model, self.graph)
+
+
+def saturates() -> bool:
+    """Return whether ONNX Runtime's int8 sums saturate here: in 16 bits, on x86 without dot products."""
+    here = machine()["features"]
+    return "avx2" in here and not DOT_PRODUCTS & set(here)
 
 
 def _check(graph: Graph, core: onnx.ModelProto, images: torch.Tensor) -> None:
@@ -99,6 +108,9 @@ def ladder(
     (images, size, size, 3). epochs: of quantization-aware training, 0 for none.
     """
     yield Variant("plain")
+    narrow = saturates()
+    if narrow:
+        yield Variant("weights in 7 bits", narrow=True, suffix=".onnx")
     core = to_onnx.simplified(core)
     images = tune.core_input(torch.from_numpy(calibration))
     try:
@@ -111,12 +123,13 @@ def ladder(
         f"ranges without the outer {1 - tune.INNER:.3%} of values",
         ranges=tune.observe(graph, images, tune.INNER),
         graph=graph,
+        narrow=narrow,
     )
     graph = Graph(core)
     tune.equalize(graph, images)
     ranges = tune.observe(graph, images)
     tune.correct_biases(graph, ranges, images)
-    yield Variant("channels equalised, biases corrected", graph)
+    yield Variant("channels equalised, biases corrected", graph, narrow=narrow)
     say("  measure how sensitive each operation is")
     content = onnx_bytes(core), _digest(calibration)
     order = cached(
@@ -128,7 +141,7 @@ def ladder(
         if count < len(order):
             names = tuple(order[:count].tolist())
             title = f"and {count} of {len(order)} operations in float"
-            yield Variant(title, graph, in_float=names)
+            yield Variant(title, graph, in_float=names, narrow=narrow)
     if epochs and training is not None:
         say(f"  quantization-aware training, {epochs} epochs of {len(training)} images")
 
@@ -145,7 +158,8 @@ def ladder(
             for name, span in found.items()
             if name.startswith("range ")
         }
-        yield Variant(f"equalised, {epochs} epochs of quantization-aware training", graph, learned)
+        title = f"equalised, {epochs} epochs of quantization-aware training"
+        yield Variant(title, graph, learned, narrow=narrow)
 
 
 def repair(
@@ -166,7 +180,7 @@ def repair(
     rows: list[dict[str, Any]] = []
     reason = ""
     for variant in attempts:
-        for name in [name for name in names if name not in done]:
+        for name in [n for n in names if n not in done and n.endswith(variant.suffix)]:
             path = make(name, variant)
             stage = measure(name, path)
             rows.append(_row(variant, stage, path))
@@ -220,7 +234,7 @@ class Files:
         nodes = [
             n.name or n.output[0] for n in model.graph.node if set(n.output) & self.spread(variant)
         ]
-        to_int8_onnx.quantize(file, path, self.calibration, ranges, nodes)
+        to_int8_onnx.quantize(file, path, self.calibration, ranges, nodes, variant.narrow)
 
     def tflite(self, path: Path, variant: Variant) -> None:
         model = self.float_tflite(variant)

@@ -54,6 +54,7 @@ def quantize(
     images: np.ndarray,
     ranges: Ranges | None = None,
     in_float: Collection[str] = (),
+    narrow: bool = False,
 ) -> None:
     """Quantize model.onnx, calibrated by min-max on raw uint8 pixels (images, size, size, 3).
 
@@ -66,6 +67,7 @@ def quantize(
         ranges: of tensors of `model`, in place of calibrated ones. A tensor that is joined with
             another for int8 (a ghost module's cheap half) has the range of the whole.
         in_float: names of nodes of `model` that stay in float as well.
+        narrow: weights in 7 bits, whose products no CPU's 16-bit sums saturate with.
 
     Raises GhostEdgeError where `ranges` or `in_float` has a name that the model has not.
     """
@@ -100,6 +102,7 @@ def quantize(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            reduce_range=narrow,
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_exclude=sorted(in_float),
             extra_options={"TensorQuantOverrides": overrides},

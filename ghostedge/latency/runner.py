@@ -66,6 +66,7 @@ DELEGATES = {
     "onnxruntime": "CPUExecutionProvider",
     "torch": "none",
 }
+DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 # The arm64 kernel gives numbers where x86 gives a name: implementer 0x41, and these parts.
 ARM_PARTS = {

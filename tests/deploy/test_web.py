@@ -192,7 +192,7 @@ def test_onnxruntime_web_finds_the_same_classes(
     shutil.copy(bundle.path / "model_int8.onnx", tmp_path)
     (tmp_path / "index.html").write_text("<!doctype html>")
     images = drawn_set(4, 15, seed=3).pixels
-    model = Classifier(bundle.path / "model_int8.onnx")
+    model = Classifier(bundle.path / "model.onnx")  # int8's own sums may saturate on this CPU
     expected = model(images)
     body = f"""
     const ort = await import('./ort.wasm.bundle.min.mjs');
