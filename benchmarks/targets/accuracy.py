@@ -213,7 +213,7 @@ def main(*files: str) -> None:
         known = [Run(**line) for line in csv.DictReader(text)]
     runs = merged(known, map(run_of, files))
     with atomic_file(RUNS) as file, file.open("w", newline="") as text:
-        csv.writer(text).writerows((Run._fields, *runs))
+        csv.writer(text, lineterminator="\n").writerows((Run._fields, *runs))
     trainings = collections.Counter(run.training for run in runs)
     costs = {target: costs_of(target, 32)[0] for target in TARGETS}
     for training in trainings:
