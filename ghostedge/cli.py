@@ -42,7 +42,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
     ] = False,
 ) -> None:
     """From a folder of small images to a verified int8 model on a device."""
@@ -118,7 +118,7 @@ def export(
     ] = False,
 ) -> None:
     """Fold, convert, quantize and check a checkpoint or an .onnx file; write a bundle."""
-    from ghostedge.bundle import read_labels
+    from ghostedge.bundle import TIMINGS, read_labels
     from ghostedge.checkpoint import find
     from ghostedge.convert.plan import make_plan
 
@@ -155,7 +155,7 @@ def export(
     bundle = run(plan, lambda line: print(f"- {line}", file=sys.stderr))
     for table in stage_tables(bundle.manifest):
         _table(*table)
-    timings = json.loads((bundle.path / "timings.json").read_text("utf-8"))
+    timings = json.loads((bundle.path / TIMINGS).read_text("utf-8"))
     tried = attempts_table(bundle.manifest, timings)
     if tried:
         _table("What was tried", *tried)

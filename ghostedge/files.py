@@ -20,8 +20,9 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        named = Path(os.path.realpath(error.filename or path))
-        if not (path.is_relative_to(named) or named.is_relative_to(path.parent)):
+        own = Path(os.path.realpath(path))
+        named = Path(os.path.realpath(error.filename)) if isinstance(error.filename, str) else own
+        if not (own.is_relative_to(named) or named.is_relative_to(own.parent)):
             raise GhostEdgeError(f"{named} cannot be used: {reason}.") from error
         raise GhostEdgeError(
             f"Cannot write {path}: {reason}. Choose another place with --output, or free it."

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_directory, atomic_file, sha256
+from ghostedge.files import atomic_directory, atomic_file, reported, sha256
 
 
 def listing(folder: Path) -> list[str]:
@@ -115,6 +117,18 @@ def test_a_file_elsewhere_that_fails_is_named(tmp_path: Path, directory: bool) -
     with pytest.raises(GhostEdgeError, match=said), writer:
         photo.stat()
     assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("named", ["out", "out/part", None, 7, b"bytes"])
+def test_an_error_of_the_output_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(GhostEdgeError, match=r"Cannot write out: .* --output"),
+        reported(Path("out")),
+    ):
+        raise OSError(errno.EACCES, "Permission denied", named)
 
 
 @pytest.mark.parametrize("directory", [False, True])

@@ -5,7 +5,7 @@
 adds what finished checkpoints record to accuracy.csv. Of every way of training that it holds (the default
 recipe for so many epochs, with or without a teacher) it prints accuracies with costs, and how far
 DenseStride stands before every other network on each target and before the plain conversion of the
-paper's, where that is among them; of the untaught one with most runs it draws <target>.png. Several runs
+paper's, where that is among them; of the one with most runs it draws <target>.png. Several runs
 of one network are its seeds: a figure is their mean, a bar goes from the lowest to the highest.
 """
 

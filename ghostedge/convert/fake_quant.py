@@ -382,12 +382,14 @@ def _slice(stated: dict[str, Any], x: Tensor, *parts: Any) -> Tensor:
     starts, ends = parts[:2]
     axes = parts[2] if len(parts) > 2 and parts[2] is not None else range(len(starts))
     steps = parts[3] if len(parts) > 3 else [1] * len(starts)
+    index = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        index = range(x.shape[axis])[
-            int(start) : int(end) : int(step)
-        ]  # torch takes no step below 1
-        x = x.index_select(int(axis), torch.tensor(index))
-    return x
+        part = slice(int(start), int(end), int(step))
+        if step > 0:
+            index[axis] = part
+        else:  # torch's own slices do not go backwards
+            x = x.index_select(int(axis), torch.tensor(range(x.shape[axis])[part]))
+    return x[tuple(index)]
 
 
 def _split(stated: dict[str, Any], x: Tensor, sizes: np.ndarray | None = None) -> Any:

@@ -219,7 +219,7 @@ class Teacher:
 
     Views are uint8 (batch, 3, size, size); they are resized where the teacher reads another size,
     and each teacher reads them by its own pixel contract. Logits are in the order of `labels`.
-    A network of ours computes folded: GhostNetV3-Small 1.0x in 0.7 of the time.
+    A network of ours computes folded: the same in less time.
 
     Args:
         source: a checkpoint, shipped weights, or an .onnx file that reads RGB pixels 0-255.

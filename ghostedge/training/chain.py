@@ -13,7 +13,7 @@ import torch
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import new_net, takes_post_norm, train
+from ghostedge.training.loop import DEFAULT, new_net, takes_post_norm, train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.state import Folder
 
@@ -51,7 +51,7 @@ def distill(
         for name in via
     ]
     if from_ is None:
-        stages.append((model or "ghostnetv3-small-1.0x", options))
+        stages.append((model or DEFAULT, options))
     elif model is not None or options.get("branches", 1) != 1 or options.get("post_norm"):
         raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
     else:

@@ -38,6 +38,8 @@ from ghostedge.training.state import Average, Folder, History
 LOOK = 20
 """Steps between looks at the loss: each one makes the host wait for a GPU."""
 
+DEFAULT = "ghostnetv3-small-1.0x"
+"""The network where none is named."""
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 """Modes of torch.compile."""
 
@@ -182,9 +184,7 @@ def _subject(
         file = checkpoint.find(from_)
         card.training["from"] = {"file": file.name, "sha256": sha256(file)}
         return card, net
-    name, arguments, net = new_net(
-        model or "ghostnetv3-small-1.0x", len(labels), branches, post_norm
-    )
+    name, arguments, net = new_net(model or DEFAULT, len(labels), branches, post_norm)
     size = 32 if imgsz is None else imgsz
     card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(size))
     if pretrained:
