@@ -176,8 +176,9 @@ def models(folder: Path) -> Iterator[tuple[str, Path, float]]:
 def main(folder: Path) -> None:
     emulator.set_up()
     results = HERE / "results.json"
-    old = json.loads(results.read_text())["rows"] if results.exists() else []
-    known = {(row["sha256"], row["cpu"]): row for row in old}
+    old = json.loads(results.read_text()) if results.exists() else {}
+    same = old.get("versions") == emulator.versions()
+    known = {(row["sha256"], row["cpu"]): row for row in old["rows"]} if same else {}
     result: dict[str, Any] = {
         "command": COMMAND,
         "versions": emulator.versions(),

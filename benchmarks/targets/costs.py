@@ -52,7 +52,7 @@ emulator = importlib.import_module("emulator")
 TABLE = HERE.parents[1] / "ghostedge" / "costs.json"
 COMMAND = "python benchmarks/targets/costs.py FOLDER"
 TFLM = HERE.parents[1] / ".venv-tflm" / "bin" / "python"
-TFLM_VERSION = "0.dev20261023182759"
+VERSIONS = {**emulator.versions(), "tflite-micro": "0.dev20261023182759"}
 SIZES = (32, 96)
 PRECISIONS = ("int8", "fp32")
 RUNS = 40
@@ -143,6 +143,12 @@ class Table:
     def load(self) -> None:
         """Take over what the file has and we have not."""
         stored = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": []}
+        measured = stored.get("versions", VERSIONS)
+        if measured != VERSIONS:
+            sys.exit(
+                f"{TABLE} was measured with {measured}, and here is {VERSIONS}: "
+                "install those, or delete that file to measure all anew."
+            )
         self.machine = self.machine or stored.get("machine")
         for row in stored["rows"]:
             own = self.rows.setdefault((row["network"], row["size"], row["precision"]), row)
@@ -163,8 +169,7 @@ class Table:
     def save(self) -> None:
         """Write all rows of networks that are registered."""
         self.load()
-        versions = {**emulator.versions(), "tflite-micro": TFLM_VERSION}
-        head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": versions}
+        head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": VERSIONS}
         names = {net[0] for net in networks()}
         lines = [json.dumps(self.rows[key]) for key in sorted(self.rows) if key[0] in names]
         with atomic_file(TABLE) as file:

@@ -16,8 +16,10 @@ import functools
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -28,6 +30,11 @@ FRAME = (640, 480)
 """Asked of a camera. More pixels cost time and add nothing: the network sees few of them."""
 WINDOW = 30
 """Frames that the frame rate is taken over."""
+
+
+def stop(reason: str) -> NoReturn:
+    print(f"classify: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 class Model:
@@ -100,14 +107,14 @@ def frames(source: str, size: int) -> Frames:
                     continue
                 yield str(file), picture
     elif not path.is_file():
-        sys.exit(f"classify: there is no file {source}.")
+        stop(f"there is no file {source}.")
     elif path.suffix.lower() in VIDEOS:
         yield from opencv(source)
     else:
         try:
             picture = read(path, size)
         except ValueError as error:
-            sys.exit(f"classify: cannot read {path}: {error}")
+            stop(f"cannot read {path}: {error}")
         yield str(path), picture
 
 
@@ -147,7 +154,7 @@ def camera(source: str) -> Frames:
     if source != "camera" or Picamera2 is None:
         number = source.partition(":")[2] or "0"
         if not number.isdecimal():
-            sys.exit(f"classify: {source} is no camera; write camera or a number, as in camera:1.")
+            stop(f"{source} is no camera; write camera or a number, as in camera:1.")
         yield from opencv(int(number))
         return
     with Picamera2() as device:
@@ -167,7 +174,7 @@ def opencv(source: str | int) -> Frames:
         video.set(cv2.CAP_PROP_FRAME_WIDTH, FRAME[0])
         video.set(cv2.CAP_PROP_FRAME_HEIGHT, FRAME[1])
     if not video.isOpened():
-        sys.exit(f"classify: OpenCV cannot open {source!r}.")
+        stop(f"OpenCV cannot open {source!r}.")
     try:
         while True:
             found, picture = video.read()
@@ -180,8 +187,11 @@ def opencv(source: str | int) -> Frames:
 
 def check(model: Model, golden: Path, key: str) -> int:
     """Compare with the outputs that the export wrote down; return the exit code."""
-    with np.load(golden) as stored:
-        images, expected = stored["images"], stored[key].astype(int)
+    try:
+        with np.load(golden) as stored:
+            images, expected = stored["images"], stored[key].astype(int)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        stop(f"{golden} has no golden images for {key}, copy it again: {error}")
     found = np.array([model.raw(image) for image in images]).astype(int)
     apart = np.abs(found - expected)
     same = int((found.argmax(1) == expected.argmax(1)).sum())
@@ -206,8 +216,11 @@ def main() -> int:
         parser.error("name a source, or --check")
     for needed in (given.model, given.model.with_name("labels.txt")):
         if not needed.is_file():
-            sys.exit(f"classify: there is no file {needed}.")
-    model = Model(given.model, given.threads)
+            stop(f"there is no file {needed}.")
+    try:
+        model = Model(given.model, given.threads)
+    except (ValueError, RuntimeError) as error:  # of LiteRT
+        stop(f"{given.model} is damaged, export or copy it again: {error}")
     if given.check:
         return check(model, HERE / "golden.npz", f"{given.model.name}:default")
     ends: collections.deque[float] = collections.deque(maxlen=WINDOW)

@@ -13,7 +13,7 @@ import torch
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import DEFAULT, new_net, takes_post_norm, train
+from ghostedge.training.loop import DEFAULT, new_net, possible_form, train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.state import Folder
 
@@ -39,20 +39,18 @@ def distill(
     Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
     `output`/assistants/, by the net before it, without label smoothing, and then a teacher of the
     next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. The student
-    is a new `model`, or starts `from_` a checkpoint. `options` are those of `train`; `post_norm` is left
-    out for assistants that cannot have it.
+    is a new `model`, or starts `from_` a checkpoint. `options` are those of `train`; of `branches` and
+    `post_norm` an assistant takes what it can have.
 
     Raises GhostEdgeError as `train` does.
     """
     deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
-    stages = [
-        (name, {**options, "post_norm": options.get("post_norm", False) and takes_post_norm(name)})
-        for name in via
-    ]
+    wanted = options.get("branches", 1), options.get("post_norm", False)
+    stages = [(name, {**options, **possible_form(name, *wanted)}) for name in via]
     if from_ is None:
         stages.append((model or DEFAULT, options))
-    elif model is not None or options.get("branches", 1) != 1 or options.get("post_norm"):
+    elif model is not None or wanted != (1, False):
         raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
     else:
         stages.append((checkpoint.read(from_)[0].name, {**options, "from_": from_}))

@@ -205,6 +205,8 @@ def new_net(
     arguments: dict[str, Any] = {"num_classes": classes}
     if architecture(name).widths:
         arguments |= {"width": width, "branches": branches}
+    elif branches != 1:
+        raise GhostEdgeError(f"{name} has no parallel branches to train with: leave out branches.")
     if post_norm:
         if branches < 2:
             raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
@@ -212,9 +214,13 @@ def new_net(
     return name, arguments, create(name, **arguments)
 
 
-def takes_post_norm(model: str) -> bool:
-    """Tell whether a network's training form can have one norm after the sum of its branches."""
-    return "post_norm" in inspect.signature(architecture(model).build).parameters
+def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
+    """Return what a network can have of a training form, for `train`; raises as `parse_name`."""
+    entry = architecture(model)
+    return {
+        "branches": branches if entry.widths else 1,
+        "post_norm": post_norm and "post_norm" in inspect.signature(entry.build).parameters,
+    }
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:

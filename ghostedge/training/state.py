@@ -84,8 +84,6 @@ class Folder:
             raise self.damaged(error) from error
         for key, now in json.loads(json.dumps(identity)).items():
             then = theirs.get(key)
-            if key == "data" and then:  # of before val and test images had fingerprints
-                then = {**now, **then}
             if now != then:
                 raise GhostEdgeError(
                     f"{self.path} was started with another {key}: {then}, not {now}. "

@@ -37,7 +37,7 @@ from ghostedge.models.teachers import imagenet_name
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
-from ghostedge.training.loop import new_net, takes_post_norm, train
+from ghostedge.training.loop import DEFAULT, new_net, possible_form, train
 from ghostedge.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -60,11 +60,11 @@ class Arm:
     """As `ghostedge train` takes it."""
     recipe: Recipe
     """In the file the name of one, as for `--recipe`."""
-    model: str = "ghostnetv3-small-1.0x"
+    model: str = DEFAULT
     imgsz: int | None = None
     branches: int = 1
     post_norm: bool = False
-    """Of networks that can have it; others are trained without, so that [defaults] may ask for it."""
+    """Both of networks that can have them; others do without, so that [defaults] may ask for them."""
     pretrained: bool = False
     teachers: list[str] = dataclasses.field(default_factory=list)
     """Other arms, checkpoints, or .onnx files. Of an arm, a student takes the run of its own seed, or
@@ -107,17 +107,13 @@ class Job:
         Raises GhostEdgeError where it is of another definition, other images or teachers.
         """
         result = _stored(self.folder / "result.json")
-        if "arm" not in result:
+        if not {"arm", "inputs"} <= result.keys():
             return None
         inputs = {
             **sets.fingerprints,
             "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
         }
-        for then, now in (
-            (result["arm"], self.arm.identity()),
-            # Older results have no fingerprints of validation and test images.
-            ({**sets.fingerprints, **result.get("inputs", {})}, inputs),
-        ):
+        for then, now in ((result["arm"], self.arm.identity()), (result["inputs"], inputs)):
             for key, mine in now.items():
                 if key not in then or mine != then[key]:
                     raise GhostEdgeError(
@@ -307,8 +303,7 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
         raise GhostEdgeError("data is missing: name a folder or a set, for it or in [defaults].")
     arm = Arm(**{**given, "recipe": recipes.load(given.get("recipe"), **changes)})
     try:
-        if arm.post_norm:
-            arm = dataclasses.replace(arm, post_norm=takes_post_norm(arm.model))
+        arm = dataclasses.replace(arm, **possible_form(arm.model, arm.branches, arm.post_norm))
         with torch.device("meta"):
             family, _, _ = new_net(arm.model, 2, arm.branches, arm.post_norm)
         if arm.pretrained:

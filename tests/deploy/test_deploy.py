@@ -499,6 +499,11 @@ def test_the_boards_program_passes_its_check_and_fails_another(
     np.savez(other / "golden.npz", **golden)
     done = classify(other, "--check")
     assert done.returncode == 1 and json.loads(done.stdout)["largest_step"] > 1
+    for name in ("golden.npz", "model_int8.tflite"):
+        (other / name).write_bytes((other / name).read_bytes()[:2000])
+        done = classify(other, "--check")
+        assert done.returncode == 2 and "copy it again" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_boards_program_names_what_ghostedge_names(
@@ -573,7 +578,7 @@ def test_the_boards_program_says_in_a_sentence_what_it_cannot_use(
         (["camera", "--model", "none.tflite"], "classify: there is no file none.tflite."),
     ):
         done = classify(board, *arguments)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "\n" + sentence in "\n" + done.stderr and "Traceback" not in done.stderr
 
 

@@ -266,13 +266,14 @@ def test_a_student_may_start_from_weights(tmp_path: Path, drawn_folder: Path) ->
         learn(drawn_folder, tmp_path / "new", "t", **(options | {"branches": 3}))
 
 
-def test_assistants_that_cannot_have_one_norm_do_without(
+def test_assistants_do_without_branches_and_norms_that_they_cannot_have(
     tmp_path: Path, drawn_folder: Path
 ) -> None:
     options = {"branches": 2, "post_norm": True, "recipe": Recipe(epochs=1, batch=32)}
-    best = learn(drawn_folder, tmp_path, make_teacher(tmp_path), via=["airbench-0.1x"], **options)
+    via = ["airbench-0.1x", "resnet8"]
+    best = learn(drawn_folder, tmp_path, make_teacher(tmp_path), via=via, **options)
     assert checkpoint.read(best)[0].arguments["post_norm"] is True
-    with pytest.raises(GhostEdgeError, match="cannot be built with"):
+    with pytest.raises(GhostEdgeError, match="resnet8 has no parallel branches"):
         learn(drawn_folder, tmp_path / "new", "t", model="resnet8", **options)
 
 

@@ -249,6 +249,7 @@ def test_a_pause_says_how_to_go_on(drawn_folder: Path, tmp_path: Path) -> None:
         ({"compile": "fast"}, "compile is one of off, default"),
         ({"post_norm": True}, "two branches or more"),
         ({"branches": 0}, "one branch or more"),
+        ({"branches": 3, "model": "resnet8"}, "resnet8 has no parallel branches"),
         ({"imgsz": 0}, "size of 0 is outside 24 to 256"),
         ({"imgsz": 0, "from_": "densestride-1.0x", "model": None}, "size of 0 is outside"),
         ({"recipe": Recipe(batch=8, accumulate=8)}, "cannot be cut into 8 equal parts of two"),
