@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.errors import CheckFailed, GhostEdgeError, expect
 from ghostedge.files import sha256
 from ghostedge.pixels import PixelContract, enlarged
 
@@ -66,7 +66,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         _check_structure(manifest)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise GhostEdgeError(
             f"{file} is damaged ({error!r}): restore the bundle or export it again."
         ) from error
@@ -87,21 +87,21 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
 def _check_structure(manifest: dict[str, Any]) -> None:
     """Touch everything that is used of a manifest, so that no use of it can fail later."""
     PixelContract.from_json(manifest["pixels"])
-    assert isinstance(manifest["name"], str), "name"
+    expect(isinstance(manifest["name"], str), "name")
     labels = manifest["labels"]
-    assert isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels"
+    expect(isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels")
     for name, artefact in manifest["artefacts"].items():
-        assert artefact["runtime"] in ("litert", "onnxruntime"), f"runtime of {name}"
-        assert isinstance(artefact["precision"], str), f"precision of {name}"
+        expect(artefact["runtime"] in ("litert", "onnxruntime"), f"runtime of {name}")
+        expect(isinstance(artefact["precision"], str), f"precision of {name}")
     for name, entry in {**manifest["files"], **manifest["artefacts"]}.items():
-        assert Path(name).name == name, f"{name} lies outside the bundle"
-        assert isinstance(entry["sha256"], str), f"sha256 of {name}"
-    assert {LABELS, GOLDEN} <= set(manifest["files"]), "files"
-    assert manifest["golden"]["images"] > 0, "golden images"
+        expect(Path(name).name == name, f"{name} lies outside the bundle")
+        expect(isinstance(entry["sha256"], str), f"sha256 of {name}")
+    expect({LABELS, GOLDEN} <= set(manifest["files"]), "files")
+    expect(manifest["golden"]["images"] > 0, "golden images")
     for entry in manifest["golden"]["expected"]:
-        assert entry["artefact"] in manifest["artefacts"], entry["artefact"]
-        assert entry["unit"] in UNITS and entry["tolerance"] >= 0, entry["key"]
-        assert isinstance(entry["kernels"], str), entry["key"]
+        expect(entry["artefact"] in manifest["artefacts"], entry["artefact"])
+        expect(entry["unit"] in UNITS and entry["tolerance"] >= 0, entry["key"])
+        expect(isinstance(entry["kernels"], str), entry["key"])
 
 
 def read_labels(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghostedge.errors import GhostEdgeError, nearest
-from ghostedge.files import atomic_file
+from ghostedge.files import atomic_write
 from ghostedge.pixels import PixelContract
 
 if TYPE_CHECKING:
@@ -33,12 +33,14 @@ class Checkpoint:
     labels: list[str]
     pixels: PixelContract
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The recipe, as `ghostedge train` takes it."""
+    """The recipe, as `ghostedge train` takes it, the device, the epoch that was best, the seconds; where
+    there are any, the teachers and what it started from."""
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Name, fingerprint and number of the training images; how validation was split off, or the
     fingerprint of images of its own, and that of the test images."""
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Top-1 by split, with the number of images it was measured on."""
+    """Top-1 by split, with the number of images it was measured on; of shipped weights also what int8
+    loses."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     licence: str | None = None
     source: str = "ghostedge train"
@@ -78,8 +80,7 @@ def save(path: Path, checkpoint: Checkpoint, tensors: dict[str, np.ndarray]) -> 
     header = json.dumps({"format": 1, **checkpoint.to_json()}, sort_keys=True)
     contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     content = serialized(contiguous, metadata={"ghostedge": header})
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(content)  # safetensors' own error of a full disk is no OSError
+    atomic_write(path, content)  # safetensors' own error of a full disk is no OSError
 
 
 def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostedge import __version__
-from ghostedge.errors import CheckFailed, GhostEdgeError
+from ghostedge.errors import CheckFailed, GhostEdgeError, needing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -571,12 +571,8 @@ def study(
     ] = False,
 ) -> None:
     """Train every arm of a study with every seed; one table. Started again, it continues."""
-    try:
+    with needing("train"):
         from ghostedge.training import study as studies
-    except ImportError as error:
-        from ghostedge.errors import require
-
-        raise require(error.name or "torch", "train") from error
     output = output or Path("runs") / file.stem
     try:
         result = studies.study(
@@ -633,13 +629,9 @@ def _run_training(
     given: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
-    try:
+    with needing("train"):
         from ghostedge import training
         from ghostedge.training.recipe import load
-    except ImportError as error:
-        from ghostedge.errors import require
-
-        raise require(error.name or "torch", "train") from error
     try:
         best = getattr(training, kind)(
             data, output, recipe=load(recipe, settings, **given), **options
@@ -672,12 +664,8 @@ def import_(
     from ghostedge.bundle import read_labels
     from ghostedge.checkpoint import save
 
-    try:
+    with needing("export"):
         from ghostedge.models.foreign import import_checkpoint
-    except ImportError as error:
-        from ghostedge.errors import require
-
-        raise require(error.name or "torch", "export") from error
     checkpoint, tensors = import_checkpoint(
         file,
         source=source,
@@ -754,12 +742,8 @@ def list_(
     from ghostedge.checkpoint import read, shipped
     from ghostedge.pixels import PixelContract
 
-    try:
-        from ghostedge.models import ARCHITECTURES, TEACHERS, create, profile
-    except ImportError as error:
-        from ghostedge.errors import require
-
-        raise require(error.name or "torch", "export") from error
+    with needing("export"):
+        from ghostedge.models import ARCHITECTURES, NETWORKS, create, profile
     PixelContract(imgsz)
     weights = shipped()
     rows = []
@@ -788,7 +772,7 @@ def list_(
     ]
     _table("Networks; where there is a width, any other can be named too", heading, rows)
     print("Teachers train too. What they are:")
-    for name, entry in {**ARCHITECTURES, **TEACHERS}.items():
+    for name, entry in NETWORKS.items():
         print(f"  {name}: {entry.summary}")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class GhostEdgeError(Exception):
@@ -28,6 +29,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean ...?`` for the known names close to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def expect(holds: object, what: str) -> None:
+    """Raise ValueError, which says `what` of a file is wrong, unless it `holds`."""
+    if not holds:
+        raise ValueError(what)
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Raise GhostEdgeError, as `require` has it, for a package that an import inside does not find."""
+    try:
+        yield
+    except ImportError as error:
+        raise require(error.name or str(error), extra) from error
 
 
 def require(module: str, extra: str) -> GhostEdgeError:

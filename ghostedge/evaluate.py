@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ghostedge.data.sources import Images, match_classes
-from ghostedge.errors import GhostEdgeError, require
+from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.files import atomic_file
 from ghostedge.runtime import Classifier
 
@@ -111,11 +111,9 @@ def save_confusion(evaluation: Evaluation, path: Path) -> None:
 
     Raises GhostEdgeError where matplotlib is missing or the file cannot be written.
     """
-    try:
+    with needing("export"):
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise require("matplotlib", "export") from error
 
     counts, labels = evaluation.confusion, evaluation.labels
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

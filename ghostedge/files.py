@@ -68,6 +68,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
+    """Give a file its content, text in UTF-8, in one step; raises as `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextlib.contextmanager
 def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on a clean exit it takes the place of `path`.

@@ -210,7 +210,7 @@ def markdown(result: dict[str, Any]) -> str:
     for (network, model), cpus in found.items():
         name = f"{network}, `{model}`"
         macs = result["macs"][network] / 1e6
-        cells = [f"{cpus[cpu].get('instructions', float('nan')) / 1e6:.2f}" for cpu in cpus]
+        cells = [f"{cpus[cpu]['instructions'] / 1e6:.2f}" for cpu in cpus]
         counts.append(f"| {name} | {macs:.1f} | {' | '.join(cells)} |")
         a72 = cpus["cortex-a72"]
         millions = [f"{v * a72['instructions'] / 1e6:.2f}" for v in a72["parts"].values()]

@@ -27,7 +27,6 @@ from ghostedge.convert import to_onnx, to_tflite, tune
 from ghostedge.convert.evidence import QAT_IMAGES, sample
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.repair import Files, Variant
-from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
@@ -89,10 +88,8 @@ def main() -> None:
         core = to_onnx.core(net, card.pixels, to_onnx.TFLITE_OPSET)
         model = folder / "model.onnx"
         onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
-        onnx.save(rewrite(to_onnx.simplified(core, 1)), folder / to_tflite.CORE)
-        to_tflite.convert(folder, ["fp32"])
         fp32 = folder / "model_fp32.tflite"
-        fp32.write_bytes(finish(fp32.read_bytes()))
+        fp32.write_bytes(to_tflite.convert(to_onnx.simplified(core, 1))["fp32"])
         expected = Classifier(model)(pixels).argmax(1)
         files = Files(core, model, fp32, calibration, 1, "uint8", folder)
         simplified = to_onnx.simplified(core)

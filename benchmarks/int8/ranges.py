@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
 from ghostedge.convert.ranges import BINS, Histogram, Ranges, visit
-from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
@@ -139,13 +137,13 @@ def main(weights: str, data: str, *images: str) -> None:
     card, net = checkpoints.build(weights)
     source = open_data(data).train
     assert source is not None
-    train, rest = split(source, 0.1, 0)
+    recorded = card.data["validation"]
+    train, rest = split(source, recorded["fraction"], recorded["seed"])
     held_out = source.read(card.pixels.size, rest)
     core = to_onnx.simplified(to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET), 1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        onnx.save(rewrite(core), folder / to_tflite.CORE)
 
         def run(content: bytes) -> np.ndarray:
             (folder / "model.tflite").write_bytes(content)
@@ -159,8 +157,7 @@ def main(weights: str, data: str, *images: str) -> None:
             row = {"method": name, "images": count, "draw": draw, "agreement": agreement}
             rows.append({**row, "drop": drop, "interval": interval, "difference": error})
 
-        to_tflite.convert(folder, ["fp32"])
-        model = finish((folder / "model_fp32.tflite").read_bytes())
+        model = to_tflite.convert(core)["fp32"]
         expected = run(model)
         right = expected.argmax(1) == held_out.labels
         for count in counts:

@@ -13,12 +13,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import ranges, to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
-from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
@@ -36,10 +34,8 @@ def main(weights: str, data: str) -> None:
     core = to_onnx.simplified(to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET), 1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        onnx.save(rewrite(core), folder / to_tflite.CORE)
-        to_tflite.convert(folder, ["fp32"])
         file = folder / "model_fp32.tflite"
-        file.write_bytes(model := finish(file.read_bytes()))
+        file.write_bytes(model := to_tflite.convert(core)["fp32"])
         quantized = folder / "model_int8.tflite"
         observed = ranges.observe(model, calibration)
         quantized.write_bytes(to_int8_tflite.quantize(model, observed, "uint8"))

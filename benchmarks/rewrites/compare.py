@@ -29,7 +29,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.ranges import observe
-from ghostedge.convert.rewrites import CONVERTED, TFLITE, finish, rewrite
+from ghostedge.convert.rewrites import CONVERTED, TFLITE
 from ghostedge.data.sources import open_data, split
 from ghostedge.latency.runner import PROTOCOL, machine
 from ghostedge.latency.timing import bench
@@ -68,15 +68,11 @@ def images(card: checkpoints.Checkpoint, data: str) -> tuple[np.ndarray, np.ndar
 
 def convert(core: onnx.ModelProto, passes: Passes, calibration: np.ndarray, folder: Path) -> None:
     folder.mkdir()
-    onnx.save(rewrite(core, passes[0]), folder / to_tflite.CORE)
-    floats = ["fp32", "fp16"]
-    to_tflite.convert(folder, floats)
-    for precision in floats:
-        file = folder / f"model_{precision}.tflite"
-        file.write_bytes(finish(file.read_bytes(), passes[1]))
-    model = (folder / "model_fp32.tflite").read_bytes()
-    quantized = to_int8_tflite.quantize(model, observe(model, calibration), "uint8")
-    (folder / "model_int8.tflite").write_bytes(quantized)
+    made = to_tflite.convert(core, ["fp32", "fp16"], *passes)
+    ranges = observe(made["fp32"], calibration)
+    made["int8"] = to_int8_tflite.quantize(made["fp32"], ranges, "uint8")
+    for precision, content in made.items():
+        (folder / f"model_{precision}.tflite").write_bytes(content)
 
 
 def audit(file: Path) -> dict[str, Any]:

@@ -22,22 +22,19 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.audit import audit
 from ghostedge.convert.ranges import observe
-from ghostedge.convert.rewrites import finish, rewrite
-from ghostedge.files import atomic_file, sha256
+from ghostedge.files import atomic_write, sha256
 from ghostedge.latency.runner import machine
 from ghostedge.latency.timing import bench
 from ghostedge.models import ARCHITECTURES, create, fold, profile
@@ -91,10 +88,7 @@ def convert(net: nn.Module, size: int, folder: Path) -> None:
     """Write model_fp32.tflite, model_int8.tflite and model_int8_io.tflite (int8 ends)."""
     pixels = PixelContract(size)
     core = to_onnx.simplified(to_onnx.core(fold(net), pixels, to_onnx.TFLITE_OPSET), 1)
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(rewrite(core), Path(scratch, to_tflite.CORE))
-        to_tflite.convert(Path(scratch), ["fp32"])
-        model = finish(Path(scratch, "model_fp32.tflite").read_bytes())
+    model = to_tflite.convert(core)["fp32"]
     ranges = observe(model, noise(size)[:16])
     folder.mkdir(parents=True, exist_ok=True)
     for name, io in (("int8", "uint8"), ("int8_io", "int8")):
@@ -172,8 +166,8 @@ class Table:
         head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": VERSIONS}
         names = {net[0] for net in networks()}
         lines = [json.dumps(self.rows[key]) for key in sorted(self.rows) if key[0] in names]
-        with atomic_file(TABLE) as file:
-            file.write_text(json.dumps(head)[:-1] + ',\n"rows": [\n' + ",\n".join(lines) + "\n]}\n")
+        rows = ",\n".join(lines)
+        atomic_write(TABLE, f'{json.dumps(head)[:-1]},\n"rows": [\n{rows}\n]}}\n')
 
 
 def main(folder: Path, *steps: str) -> None:

@@ -26,7 +26,7 @@ from costs import BASE, RUNS, convert, describe, fixed_statistics, instructions
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
-from ghostedge.files import atomic_file, sha256
+from ghostedge.files import atomic_write, sha256
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.ghostnetv3 import Form, GhostModule
@@ -198,8 +198,7 @@ def note(name: str, **figures: Any) -> dict[str, Any]:
     if "sha256" in figures:  # of another file: what the old one cost does not hold for it
         row = {key: row[key] for key in ("validation",) if key in row}
     table[name] = {**row, **figures}
-    with atomic_file(RESULTS) as file:
-        file.write_text(json.dumps(table, indent=1) + "\n")
+    atomic_write(RESULTS, json.dumps(table, indent=1) + "\n")
     return table[name]
 
 

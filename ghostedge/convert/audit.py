@@ -11,16 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostedge.errors import GhostEdgeError, require
+from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.latency.runner import ANY_SIZE
 
-try:
+with needing("export"):
     import numpy as np
     import onnx
 
     from ghostedge.convert.rewrites.flat import OPS, Flat, schema
-except ImportError as error:
-    raise require(error.name or "onnx", "export") from error
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "CAST", "QuantizeLinear", "DequantizeLinear", "Cast")
 ENDS = ("SOFTMAX", "SUB", "ADD", "MUL", "DIV", "Softmax", "Sub", "Add", "Mul", "Div", "Flatten")

@@ -68,7 +68,6 @@ def gather(plan: Plan, subject: Subject) -> Evidence:
     sets = {"synthetic": ImageSet(synthetic)}
     card: dict[str, Any]
     if plan.data is None:
-        subject.name_classes(None)
         card = {"kind": "synthetic", "images": len(synthetic), "sha256": _digest(synthetic)}
         return Evidence(synthetic, card, sets)
     data = open_data(plan.data)
@@ -76,8 +75,8 @@ def gather(plan: Plan, subject: Subject) -> Evidence:
     train, rest, origin = _parts(data.train, data.val, subject, plan)
     card = {"kind": "real", "data": data.name, "validation": origin}
     skipped = 0
-    for name, part in (("validation", rest), ("test", (data.test, None))):
-        source, within = part
+    parts = {"validation": rest, "test": (data.test, None)}
+    for name, (source, within) in parts.items():
         if source is None:
             continue
         chosen = sample(source, within, plan.check_samples, plan.seed)
@@ -87,7 +86,6 @@ def gather(plan: Plan, subject: Subject) -> Evidence:
         skipped += len(images.skipped)
     source, within = train
     chosen = sample(source, within, plan.calib_samples, plan.seed)
-    parts = {"validation": rest, "test": (data.test, None)}
     chosen, left_out = _without_copies(source, chosen, parts)
     images = source.read(size, chosen)
     if subject.data.get("fingerprint") != source.fingerprint:

@@ -68,7 +68,6 @@ class Graph(nn.Module):
                 self.constants[node.output[0]] = numpy_helper.to_array(stated["value"])
             else:
                 self.nodes.append((node, stated))
-        self.names = {_key(tensor.name): tensor.name for tensor in graph.initializer}
         self.reads = Counter(name for node, _ in self.nodes for name in node.input)
         only = {node.input[0]: node for node, _ in self.nodes if self.reads[node.input[0]] == 1}
         self.quantized = {self.input}
@@ -322,10 +321,8 @@ def _average_pool(stated: dict[str, Any], x: Tensor) -> Tensor:
     pads = _pads(stated, x, window)
     strides = tuple(stated.get("strides", (1, 1)))
     ceil = bool(stated.get("ceil_mode"))
-    if stated.get("count_include_pad"):
-        return F.avg_pool2d(F.pad(x, pads), window, strides, ceil_mode=ceil)
     sums = F.avg_pool2d(F.pad(x, pads), window, strides, ceil_mode=ceil)
-    if not any(pads):
+    if stated.get("count_include_pad") or not any(pads):
         return sums
     return sums / F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), pads), window, strides)
 

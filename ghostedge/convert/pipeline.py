@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from ghostedge.bundle import (
     write_manifest,
 )
 from ghostedge.convert.plan import CAMERA, Plan, make_plan
-from ghostedge.errors import CheckFailed, GhostEdgeError, require
+from ghostedge.errors import CheckFailed, GhostEdgeError, needing
 from ghostedge.files import atomic_directory, sha256
 from ghostedge.pixels import enlarged
 
@@ -254,14 +254,12 @@ class _Export:
             self.publish()
 
     def load(self) -> None:
-        try:
+        with needing("export"):
             import onnx  # noqa: F401
             import onnxsim  # noqa: F401
             import torch  # noqa: F401
 
             from ghostedge.convert.subject import open_subject
-        except ImportError as error:
-            raise require(error.name or "torch", "export") from error
         self.subject = open_subject(self.plan, self.module)
         self.pixels = self.subject.pixels
         size = self.pixels.size
@@ -275,21 +273,19 @@ class _Export:
         """Run the float reference on every set: all else is compared with it."""
         sets = self.evidence.sets
         self.expected = {n: self.subject.reference(images.pixels) for n, images in sets.items()}
-        self.compare(self.subject.kind, "fp32", lambda name, images: self.expected[name])
+        self.compare(self.subject.kind, "fp32", self.expected)
         if "validation" in sets:
             for line in self.subject.doubts(sets["validation"], self.expected["validation"]):
                 self.warn(line)
         for name, form in self.subject.forms.items():
             self.check(name, "fp32", form)
 
-    def compare(
-        self, name: str, precision: str, run: Callable[[str, np.ndarray], np.ndarray]
-    ) -> None:
-        """Compare a stage on every set and record it; raise CheckFailed when it is off."""
+    def compare(self, name: str, precision: str, found: Mapping[str, np.ndarray]) -> None:
+        """Compare a stage's outputs for every set and record it; raise CheckFailed when it is off."""
         from ghostedge.convert.check import Stage, compare, judge
 
         parity = {
-            key: compare(self.expected[key], run(key, images.pixels), images)
+            key: compare(self.expected[key], found[key], images)
             for key, images in self.evidence.sets.items()
         }
         stage = Stage(name, precision, parity)
@@ -297,7 +293,8 @@ class _Export:
         judge(stage, self.plan.limits)
 
     def check(self, name: str, precision: str, predict: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.compare(name, precision, lambda _, images: predict(images))
+        sets = self.evidence.sets
+        self.compare(name, precision, {n: predict(images.pixels) for n, images in sets.items()})
 
     def check_file(self, name: str, path: Path) -> None:
         from ghostedge.runtime import BATCH, Classifier
@@ -327,18 +324,12 @@ class _Export:
         self.core = self.subject.core(to_onnx.TFLITE_OPSET)
 
     def to_tflite(self) -> None:
-        import onnx
-
         from ghostedge.convert import to_onnx, to_tflite
-        from ghostedge.convert.rewrites import finish, rewrite
 
         core = to_onnx.simplified(self.core, self.plan.batch)
-        onnx.save(rewrite(core), self.scratch / to_tflite.CORE)
         wanted = ["fp32"] + ["fp16"] * self.plan.half
-        to_tflite.convert(self.scratch, wanted)
-        for precision in wanted:
-            name = f"model_{precision}.tflite"
-            (self.folder / name).write_bytes(finish((self.scratch / name).read_bytes()))
+        for precision, content in to_tflite.convert(core, wanted).items():
+            (self.folder / f"model_{precision}.tflite").write_bytes(content)
 
     def quantize(self) -> None:
         """Write the int8 files, repaired where they lose too much."""
@@ -552,7 +543,6 @@ class _Export:
             "sha256": sha256(path),
             "bytes": path.stat().st_size,
             "runtime": "onnxruntime" if onnx else "litert",
-            "precision": self.precision(name),
             "input": {
                 "shape": [None if onnx else self.plan.batch, *image],
                 "dtype": dtype,

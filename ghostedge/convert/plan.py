@@ -82,6 +82,8 @@ class Plan:
                 raise GhostEdgeError(
                     f"--{name} {list(values or ())} is no list of numbers such as 0.5,0.5,0.5."
                 )
+        if any(not isinstance(label, str) for label in self.labels or ()):
+            raise GhostEdgeError(f'labels are texts, as in ["0", "1"]: {list(self.labels or ())}.')
         _within("--batch", self.batch, 1, 1024)
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)

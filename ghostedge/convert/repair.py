@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,6 @@ from ghostedge.convert.check import Stage, failure
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.plan import Limits
 from ghostedge.convert.ranges import Ranges, observe, visit
-from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import atomic_file
@@ -258,12 +256,8 @@ class Files:
         core = variant.weights(to_onnx.simplified(self.core))
         content = onnx_bytes(core)
         if self.converted is None or self.converted[0] != content:
-            with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
-                folder = Path(scratch)
-                fixed = rewrite(to_onnx.simplified(core, self.batch))
-                onnx.save(fixed, folder / to_tflite.CORE)
-                to_tflite.convert(folder, ["fp32"])
-                self.converted = content, finish((folder / "model_fp32.tflite").read_bytes())
+            made = to_tflite.convert(to_onnx.simplified(core, self.batch))
+            self.converted = content, made["fp32"]
         return self.converted[1]
 
     def spread(self, variant: Variant) -> set[str]:

@@ -1,37 +1,56 @@
 """From a core ONNX graph to .tflite files, with onnx2tf and TensorFlow's converter.
 
-It runs as a process of its own (`python -m ghostedge.convert.to_tflite FOLDER`): TensorFlow does not
+They run in a process of their own (`python -m ghostedge.convert.to_tflite fp32`): TensorFlow does not
 share an address space with torch, its messages stay out of the user's terminal, its memory is given
 back, and the working directory can hold the file that keeps onnx2tf off the network.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from ghostedge.convert.rewrites import CONVERTED, TFLITE, FlatPass, Pass, finish, rewrite
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import MIDDLE, STEP
 
-CORE, JOB = "core.onnx", "job.json"
+CORE, MADE = "core.onnx", "model_{}.tflite"
 SAMPLE = "calibration_image_sample_data_20x128x128x3_float32.npy"
 """onnx2tf fetches a file of this name from the internet unless the working directory has it."""
 
 
-def convert(folder: Path, wanted: list[str]) -> None:
-    """Write the `wanted` models ("fp32", "fp16") as model_*.tflite into `folder`; they take raw pixels.
+def convert(
+    core: onnx.ModelProto,
+    wanted: Sequence[str] = ("fp32",),
+    before: Sequence[Pass] = TFLITE,
+    after: Sequence[FlatPass] = CONVERTED,
+) -> dict[str, bytes]:
+    """Return float .tflite models of a core graph, which take raw pixels, by precision.
 
-    `folder` holds core.onnx, with a fixed batch.
+    Args:
+        core: what `to_onnx.simplified` returns of it, with a fixed batch.
+        wanted: of "fp32" and "fp16".
+        before, after: the rewrites on both sides of the converter.
+
     Raises GhostEdgeError with the converter's last words when it fails.
     """
-    (folder / JOB).write_text(json.dumps({"wanted": wanted}))
-    np.save(folder / SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
+    with tempfile.TemporaryDirectory(prefix="ghostedge-") as scratch:
+        folder = Path(scratch)
+        onnx.save(rewrite(core, before), folder / CORE)
+        np.save(folder / SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
+        _run(folder, wanted)
+        return {name: finish((folder / MADE.format(name)).read_bytes(), after) for name in wanted}
+
+
+def _run(folder: Path, wanted: Sequence[str]) -> None:
     root = str(Path(__file__).parents[2])
     environment = {
         **os.environ,
@@ -41,7 +60,7 @@ def convert(folder: Path, wanted: list[str]) -> None:
         "CUDA_VISIBLE_DEVICES": "-1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", __name__, "."],
+        [sys.executable, "-m", __name__, *wanted],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -58,17 +77,16 @@ def convert(folder: Path, wanted: list[str]) -> None:
         )
 
 
-def main(folder: Path) -> None:
-    """Do the job that `convert` left in the folder."""
+def main(wanted: Sequence[str]) -> None:
+    """Convert the core graph in the working directory."""
     import onnx2tf
     import tensorflow as tf
 
-    job = json.loads((folder / JOB).read_text())
     # From 2.0 on onnx2tf has a backend of its own, whose int8 fails on these nets.
     backend = {} if onnx2tf.__version__.startswith("1.") else {"tflite_backend": "tf_converter"}
     net = onnx2tf.convert(
-        input_onnx_file_path=str(folder / CORE),
-        output_folder_path=str(folder / "onnx2tf"),
+        input_onnx_file_path=CORE,
+        output_folder_path="onnx2tf",
         not_use_onnxsim=True,  # done already; it would call a command that may not be on the PATH
         disable_model_save=True,
         non_verbose=True,
@@ -81,13 +99,13 @@ def main(folder: Path) -> None:
     def raw(image: Any) -> dict[str, Any]:
         return {"probabilities": net((image - MIDDLE) * (1 / STEP))}
 
-    for precision in job["wanted"]:
+    for precision in wanted:
         made = tf.lite.TFLiteConverter.from_concrete_functions([raw.get_concrete_function()], net)
         if precision == "fp16":
             made.optimizations = [tf.lite.Optimize.DEFAULT]
             made.target_spec.supported_types = [tf.float16]
-        (folder / f"model_{precision}.tflite").write_bytes(made.convert())
+        Path(MADE.format(precision)).write_bytes(made.convert())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])

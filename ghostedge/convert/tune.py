@@ -307,7 +307,7 @@ def fine_tune(
 
 
 def _augmented(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mirror half of the images and shift all by up to an eighth of their size, edges repeated."""
+    """Mirror half of the images and shift all by up to an eighth of their size, edges mirrored."""
     mirrored = generator.random(len(images)) < 0.5
     images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     size = images.shape[1]

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ghostedge.data.images import SUFFIXES, UnreadableImage, fit, read_image
-from ghostedge.errors import GhostEdgeError, nearest, require
+from ghostedge.errors import GhostEdgeError, nearest, needing, require
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -99,17 +99,12 @@ class Source:
         )
         return [(index, match) for index, match in pairs if match is not None]
 
-    def read(
-        self,
-        size: int,
-        indices: Sequence[int] | np.ndarray | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> Images:
+    def read(self, size: int, indices: Sequence[int] | np.ndarray | None = None) -> Images:
         """Read the images at `indices` (all by default), `size` pixels square, in that order.
 
-        `progress` is called in this thread with the number of images just finished. What cannot
-        be read is left out and listed. Raises GhostEdgeError when nothing could be read, or no
-        image of a class although all of them were asked for, or when memory does not suffice.
+        What cannot be read is left out and listed. Raises GhostEdgeError when nothing could be
+        read, or no image of a class although all of them were asked for, or when memory does not
+        suffice.
         """
         wanted = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
         try:
@@ -122,19 +117,15 @@ class Source:
             ) from None
         reasons: dict[int, str] = {}
 
-        def load(start: int) -> int:
-            rows = range(start, min(start + _CHUNK, len(wanted)))
-            for row in rows:
+        def load(start: int) -> None:
+            for row in range(start, min(start + _CHUNK, len(wanted))):
                 try:
                     pixels[row] = self._image(int(wanted[row]), size)
                 except UnreadableImage as error:
                     reasons[row] = error.reason
-            return len(rows)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for done in pool.map(load, range(0, len(wanted), _CHUNK)):
-                if progress is not None:
-                    progress(done)
+            list(pool.map(load, range(0, len(wanted), _CHUNK)))
 
         kept = np.array([row for row in range(len(wanted)) if row not in reasons], np.int64)
         for new, old in enumerate(kept if reasons else ()):
@@ -423,10 +414,8 @@ def _files(
 
 
 def _torchvision(spec: str, download: bool) -> Data:
-    try:
+    with needing("train"):
         from torchvision import datasets
-    except ImportError as error:
-        raise require("torchvision", "train") from error
     root = Path(os.environ.get("GHOSTEDGE_DATA", "data"))
     kind = getattr(datasets, TORCHVISION[spec])
     # SVHN names its parts; it says "digit" by a number, and has no list of classes.

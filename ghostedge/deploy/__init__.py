@@ -15,8 +15,8 @@ import ghostedge
 from ghostedge.bundle import SEAL, is_bundle, open_bundle, read_manifest
 from ghostedge.deploy import app, microcontroller, raspberry_pi, server, web
 from ghostedge.deploy.target import Handover, Need, Target, templates
-from ghostedge.errors import CheckFailed, GhostEdgeError, nearest, require
-from ghostedge.files import atomic_directory, atomic_file, sha256
+from ghostedge.errors import CheckFailed, GhostEdgeError, expect, nearest, needing
+from ghostedge.files import atomic_directory, atomic_write, sha256
 
 TARGETS: dict[str, Target] = {
     "app": app.TARGET,
@@ -115,10 +115,8 @@ def _content(target: str, handover: Handover) -> tuple[dict[str, bytes], dict[st
     more, contract = TARGETS[target].fill(handover)
     for need in TARGETS[target].needs:
         contract[need.path] = (handover.bundle / need.artefact).read_bytes()
-    try:
+    with needing("export"):
         import jinja2
-    except ImportError as error:
-        raise require("jinja2", "export") from error
     folder = templates(target)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -164,6 +162,12 @@ def _check_need(target: str, need: Need, handover: Handover) -> None:
             f"{target} needs {need.artefact} with {need.dtype} input, as {need.because}; that of "
             f"{handover.bundle} takes {dtype}: {again}"
         )
+    batch = found["input"]["shape"][0]
+    if batch not in (None, 1):  # None: free
+        raise GhostEdgeError(
+            f"{target} needs {need.artefact} for one image at a time; that of {handover.bundle} "
+            f"takes {batch}: export it again with --batch 1."
+        )
 
 
 def _earlier(folder: Path, target: str) -> dict[str, str] | None:
@@ -186,14 +190,14 @@ def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / RECORD
     try:
         record: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        assert record["format"] == FORMAT, f"its format is {record['format']}"
-        assert isinstance(record["target"], str), "target"
-        assert {"name", "sha256", "path"} == set(record["bundle"]), "bundle"
+        expect(record["format"] == FORMAT, f"its format is {record['format']}")
+        expect(isinstance(record["target"], str), "target")
+        expect({"name", "sha256", "path"} == set(record["bundle"]), "bundle")
         for path, entry in record["files"].items():
             inside = PurePosixPath(path)
-            assert not inside.is_absolute() and ".." not in inside.parts, f"{path} lies outside"
-            assert {"sha256", "contract"} == set(entry), path
-    except (OSError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            expect(not inside.is_absolute() and ".." not in inside.parts, f"{path} lies outside")
+            expect({"sha256", "contract"} == set(entry), path)
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise GhostEdgeError(
             f"{file} is damaged ({error!r}): deploy into another folder."
         ) from error
@@ -216,8 +220,7 @@ def _difference(file: Path, content: bytes) -> str:
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write each file in one step, the record last: the same call again mends a killed one."""
     for path, content in files.items():
-        with atomic_file(folder / path) as temporary:
-            temporary.write_bytes(content)
+        atomic_write(folder / path, content)
 
 
 @dataclasses.dataclass(frozen=True)

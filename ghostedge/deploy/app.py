@@ -18,15 +18,12 @@ PLAIN, CAMERA = "model_int8.tflite", "model_int8_camera.tflite"
 NAMES = ("TFLITE_METADATA", b"TFLITE_METADATA")
 """Of the metadata in a .tflite file; LiteRT versions read it as one or the other."""
 IMAGES, FRAMES = 16, 4
-CLEAR = 0.1
-"""Margin of the best class, in probability, that no other kernels turn: such golden images come first."""
 
 
 def _fill(handover: Handover) -> Filled:
     artefacts = handover.manifest["artefacts"]
     sides = {name: int(artefacts[name]["input"]["shape"][1]) for name in (PLAIN, CAMERA)}
     for name in sides:
-        _check_batch(handover, name)
         _check_normalization(handover.bundle / name)
     output = artefacts[PLAIN]["output"]
     contract = {
@@ -61,8 +58,7 @@ def _golden(handover: Handover, side: int) -> dict[str, bytes]:
     raw = handover.golden[f"{PLAIN}:default"]
     artefact = handover.manifest["artefacts"][PLAIN]["output"]
     scores = (raw.astype(np.float64) - artefact["zero_point"]) * artefact["scale"]
-    first, second = np.sort(scores, axis=1)[:, :-3:-1].T
-    chosen = np.argsort(first - second < CLEAR, kind="stable")[:IMAGES]
+    chosen = handover.clearest(PLAIN, "default", IMAGES)
     images = handover.golden["images"][chosen]
     squares = enlarged(images, side)
     bar = side // 6
@@ -103,15 +99,6 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _json(content: dict[str, Any]) -> bytes:
     return f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode()
-
-
-def _check_batch(handover: Handover, name: str) -> None:
-    batch = handover.manifest["artefacts"][name]["input"]["shape"][0]
-    if batch != 1:
-        raise GhostEdgeError(
-            f"app needs {name} for one image at a time, as MediaPipe takes no other; that of "
-            f"{handover.bundle} takes {batch}: export it again with --batch 1."
-        )
 
 
 def _check_normalization(path: Path) -> None:

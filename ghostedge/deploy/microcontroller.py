@@ -16,8 +16,6 @@ MODEL = "model_int8.tflite"
 TESTED = "0.dev20261023182759"
 """The tflite-micro of PyPI that the tests run."""
 IMAGES = 4
-CLEAR = 0.1
-"""Margin of the best class, in probability, that no other kernels turn: such golden images come first."""
 SCRATCH = 1.1
 """Room in the arena for what vendors' kernels take beside TFLM's own."""
 
@@ -41,11 +39,6 @@ def _fill(handover: Handover) -> Filled:
         raise GhostEdgeError(
             f"microcontroller needs {MODEL} to compute in integers alone, and that of "
             f"{handover.bundle} keeps operators in float: export it again with a larger --max-drop."
-        )
-    if artefact["input"]["shape"][0] != 1:
-        raise GhostEdgeError(
-            f"microcontroller needs {MODEL} for one image at a time, and that of {handover.bundle} "
-            f"takes {artefact['input']['shape'][0]}: export it again with --batch 1."
         )
     content = (handover.bundle / MODEL).read_bytes()
     needed = arena(handover.bundle / MODEL)
@@ -156,9 +149,7 @@ def _methods(operators: dict[str, dict[str, int]]) -> list[str]:
 def _golden(handover: Handover, first: str) -> dict[str, str]:
     """Return the first golden images with a clear best class, and the reference kernels' outputs."""
     outputs = handover.golden[f"{MODEL}:reference"]
-    scale = handover.manifest["artefacts"][MODEL]["output"]["scale"]
-    best, second = np.sort(outputs.astype(np.int64), axis=1)[:, :-3:-1].T
-    chosen = np.argsort((best - second) * scale < CLEAR, kind="stable")[:IMAGES]
+    chosen = handover.clearest(MODEL, "reference", IMAGES)
 
     def rows(values: np.ndarray) -> str:
         return "".join(f"    {{\n{_numbers(row.ravel().tolist())}    }},\n" for row in values)

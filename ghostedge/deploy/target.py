@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+CLEAR = 0.1
+"""Margin of the best class, in probability, that no other kernels turn."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Need:
@@ -47,6 +50,13 @@ class Handover:
         """Height and width of the model's images."""
         return int(self.manifest["pixels"]["size"])
 
+    def clearest(self, artefact: str, kernels: str, count: int) -> np.ndarray:
+        """Return which `count` golden images to show, int64: those with a clear best class come first."""
+        scores = self.golden[f"{artefact}:{kernels}"].astype(np.int64)
+        best, second = np.sort(scores, axis=1)[:, :-3:-1].T
+        margins = (best - second) * self.manifest["artefacts"][artefact]["output"]["scale"]
+        return np.argsort(margins < CLEAR, kind="stable")[:count]
+
 
 Filled = tuple[dict[str, Any], dict[str, bytes]]
 """More names for the templates, and more files by their path inside the output."""
@@ -61,7 +71,7 @@ class Target:
 
     summary: str
     needs: tuple[Need, ...]
-    fill: Callable[[Handover], Filled] = lambda handover: ({}, {})
+    fill: Callable[[Handover], Filled]
 
 
 def templates(target: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ghostedge.bundle import SEAL
 from ghostedge.deploy.target import Filled, Handover, Need, Target, templates
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_file
+from ghostedge.files import atomic_write
 
 MODEL = "model_int8.tflite"
 RUNTIME = "@litertjs/core"
@@ -95,8 +95,7 @@ def package(name: str) -> bytes:
             f"What npm fetched as {name} {locked['version']} is not what was tried and pinned (its "
             "SHA-512 differs): look at the registry that npm is set to."
         )
-    with atomic_file(kept) as temporary:
-        temporary.write_bytes(content)
+    atomic_write(kept, content)
     return content
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostedge.errors import GhostEdgeError, require
+from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.latency.runner import ANY_SIZE, rounds
 from ghostedge.runtime import interpreter
 
@@ -97,11 +97,9 @@ def add_profiles(result: dict[str, Any]) -> None:
 
 
 def _litert(path: Path) -> Profile:
-    try:
+    with needing("export"):
         from ghostedge.convert.audit import kind_of, macs
         from ghostedge.convert.rewrites.flat import Flat
-    except ImportError as error:
-        raise require(error.name or "flatbuffers", "export") from error
     model = Flat(path.read_bytes())
     for given in model.graph.inputs:
         signature = model.tensors[given].shapeSignature
@@ -263,12 +261,10 @@ def _total(products: Sequence[int | None]) -> int | None:
 
 
 def _onnxruntime(path: Path) -> Profile:
-    try:
+    with needing("export"):
         import onnxruntime
 
         from ghostedge.convert.audit import black, profiled
-    except ImportError as error:
-        raise require(error.name or "onnxruntime", "export") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ghostedge.errors import GhostEdgeError, require
-from ghostedge.files import atomic_file
+from ghostedge.errors import GhostEdgeError, needing
+from ghostedge.files import atomic_write
 from ghostedge.latency import runner
 
 Result = dict[str, Any]
@@ -39,10 +39,8 @@ def read(path: Path) -> list[Result]:
 
     Raises GhostEdgeError for anything else.
     """
-    try:
+    with needing("bench"):
         import jsonschema
-    except ImportError as error:
-        raise require("jsonschema", "bench") from error
     try:
         stored = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
         jsonschema.validate(stored, schema())
@@ -65,8 +63,7 @@ def write(results: Sequence[Result], path: Path) -> None:
     Raises GhostEdgeError for another ending and where the file cannot be written.
     """
     text = writer(path)(results)
-    with atomic_file(path) as file:
-        file.write_text(text, "utf-8")
+    atomic_write(path, text)
 
 
 def writer(path: Path) -> Callable[[Sequence[Result]], str]:

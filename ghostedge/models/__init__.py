@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from ghostedge.models.teachers import NETS, Airbench
 
 __all__ = [
     "ARCHITECTURES",
+    "NETWORKS",
     "TEACHERS",
     "Architecture",
     "Profile",
@@ -39,7 +41,7 @@ class Architecture(NamedTuple):
     build: Callable[..., nn.Module]
     summary: str
     widths: tuple[float, ...] = ()
-    """Empty where the network has no width multiplier (and no parallel branches)."""
+    """Empty where the network has no width multiplier."""
 
 
 ARCHITECTURES = {
@@ -97,10 +99,13 @@ TEACHERS = {
 }
 """Large networks to learn from. They train and are kept like the others, but nothing folds them."""
 
+NETWORKS = ChainMap(TEACHERS, ARCHITECTURES)
+"""All of them, `ARCHITECTURES` first."""
+
 
 def architecture(name: str) -> Architecture:
     """Return the entry of a family in `ARCHITECTURES` or `TEACHERS`; raises as `parse_name`."""
-    return {**ARCHITECTURES, **TEACHERS}[parse_name(name)[0]]
+    return NETWORKS[parse_name(name)[0]]
 
 
 def parse_name(name: str) -> tuple[str, float]:
@@ -110,14 +115,14 @@ def parse_name(name: str) -> tuple[str, float]:
     """
     match = re.fullmatch(r"(?P<architecture>.+?)(?:-(?P<width>\d+(?:\.\d+)?)x)?", name)
     architecture = match["architecture"] if match else name
-    if match is None or architecture not in {**ARCHITECTURES, **TEACHERS}:
+    if match is None or architecture not in NETWORKS:
         known = [*ARCHITECTURES, *(f"{a}-{w}x" for a, e in ARCHITECTURES.items() for w in e.widths)]
         known += TEACHERS
         raise GhostEdgeError(
             f"There is no network called {name!r}.{nearest(name, known)} "
             "`ghostedge list` shows all; any width can follow, as in ghostnetv3-small-1.7x."
         )
-    if match["width"] and not {**ARCHITECTURES, **TEACHERS}[architecture].widths:
+    if match["width"] and not NETWORKS[architecture].widths:
         raise GhostEdgeError(f"{architecture} has one width only: name it without one.")
     return architecture, float(match["width"] or 1.0)
 
@@ -128,8 +133,7 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     The net maps normalised float32 images (batch, 3, height, width) to logits (batch, classes).
     Raises GhostEdgeError for an unknown name, a width outside 0.1 to 8 or unknown arguments.
     """
-    known = {**ARCHITECTURES, **TEACHERS}
-    if architecture not in known:
+    if architecture not in NETWORKS:
         name, width = parse_name(architecture)
         raise GhostEdgeError(f"The width of {architecture} is an argument: {name}, width={width}.")
     if arguments.get("branches", 1) < 1:
@@ -138,7 +142,7 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     if not 0.1 <= width <= 8:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")
     try:
-        return known[architecture].build(**arguments)
+        return NETWORKS[architecture].build(**arguments)
     except TypeError as error:
         raise GhostEdgeError(
             f"The network {architecture} cannot be built with {arguments}: {error}."

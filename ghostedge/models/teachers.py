@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
-from ghostedge.errors import GhostEdgeError, require
+from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.files import sha256
 from ghostedge.models.reparam import fold
 from ghostedge.pixels import PixelContract
@@ -45,7 +45,7 @@ class Airbench(nn.Module):
     """A teacher after airbench94 (arXiv 2404.00498): six wide convs, the cheapest way to 94%.
 
     The original's whitening layer is a learned 3x3 conv here, and BatchNorm gains are learned.
-    `branches` is taken from, and ignored in, checkpoints of its first version.
+    `branches` is taken from, and ignored in, older checkpoints.
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 1) -> None:
@@ -103,10 +103,8 @@ def _positions(dim: int, height: int, width: int) -> Tensor:
 
 
 def _torchvision(name: str, **arguments: Any) -> Any:
-    try:
+    with needing("train"):
         from torchvision import models
-    except ImportError as error:
-        raise require("torchvision", "train") from error
     return models.get_model(name, weights=None, **arguments)
 
 
@@ -168,10 +166,8 @@ NETS: dict[str, tuple[Callable[..., nn.Module], str]] = {
 
 def imagenet_name(name: str) -> str:
     """Return torchvision's name of one of `NETS`; raises GhostEdgeError where it has no weights."""
-    try:
+    with needing("train"):
         from torchvision import models
-    except ImportError as error:
-        raise require("torchvision", "train") from error
     known = {"vgg13-bn": "vgg13_bn", "inception-v3": "inception_v3"}
     known["efficientnetv2-s"] = "efficientnet_v2_s"
     theirs = known.get(name, name)

@@ -45,8 +45,7 @@ class Distillation:
             raise GhostEdgeError(f"alpha is a share from 0 to 1, not {self.alpha}.")
 
     def build(self) -> Strategy:
-        given = {"temperature": self.temperature, "alpha": self.alpha}
-        return STRATEGIES[self.strategy](**{k: v for k, v in given.items() if v is not None})
+        return STRATEGIES[self.strategy](self.temperature, self.alpha)
 
 
 class Strategy(nn.Module):

@@ -148,7 +148,7 @@ def train(
                 "or raise accumulate, which cuts a step into parts."
             ) from error
         if processes.rank == 0:
-            _finish(run, sets, place)
+            _finish(run, sets)
         processes.meet()  # what is returned is complete, and may teach
     return output / "best.safetensors"
 
@@ -204,7 +204,9 @@ def new_net(
     name, width = parse_name(model)
     arguments: dict[str, Any] = {"num_classes": classes}
     if architecture(name).widths:
-        arguments |= {"width": width, "branches": branches}
+        arguments["width"] = width
+    if _has_branches(name):
+        arguments["branches"] = branches
     elif branches != 1:
         raise GhostEdgeError(f"{name} has no parallel branches to train with: leave out branches.")
     if post_norm:
@@ -216,11 +218,15 @@ def new_net(
 
 def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
     """Return what a network can have of a training form, for `train`; raises as `parse_name`."""
-    entry = architecture(model)
+    build = architecture(model).build
     return {
-        "branches": branches if entry.widths else 1,
-        "post_norm": post_norm and "post_norm" in inspect.signature(entry.build).parameters,
+        "branches": branches if _has_branches(parse_name(model)[0]) else 1,
+        "post_norm": post_norm and "post_norm" in inspect.signature(build).parameters,
     }
+
+
+def _has_branches(family: str) -> bool:
+    return family in ARCHITECTURES and bool(ARCHITECTURES[family].widths)
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
@@ -435,7 +441,7 @@ class _Run:
         return {
             "loss": loss / seen,
             "train": 100 * right / seen,
-            "validation": self.processes.agreed(validation, self.place),
+            "validation": self.processes.agreed(validation),
             "lr": rate,
             "seconds": time.monotonic() - started,
         }
@@ -462,7 +468,7 @@ class _Run:
         """Keep the state and raise Paused once the deadline has passed."""
         if deadline is None or (self.processes.size > 1 and self.step % LOOK):
             return
-        if not self.processes.agreed(float(time.monotonic() >= deadline), self.place):
+        if not self.processes.agreed(float(time.monotonic() >= deadline)):
             return
         number = len(self.history)
         if not bool(self.sums.isfinite().all()):
@@ -542,13 +548,13 @@ def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
     }
 
 
-def _finish(run: _Run, sets: Data, place: torch.device) -> None:
+def _finish(run: _Run, sets: Data) -> None:
     """Complete the best checkpoint: test accuracy, read once, and synthetic calibration images."""
     path = run.folder.path / "best.safetensors"
     card, tensors = checkpoint.read(path)
     if "test" in card.accuracy or checkpoint.CALIBRATION in tensors:
         return  # a finished run that was resumed
-    net = checkpoint.network(card, tensors, str(path)).to(place)
+    net = checkpoint.network(card, tensors, str(path)).to(run.place)
     if sets.test is not None:
         try:
             images = sets.test.read(card.pixels.size)
@@ -557,8 +563,8 @@ def _finish(run: _Run, sets: Data, place: torch.device) -> None:
         else:
             _report_skipped(images.skipped, run.console)
             labels = match_classes(sets.test.classes, card.labels)[images.labels]
-            test = Batches(images.pixels, labels, 500, place)
-            top1 = accuracy(OnPixels(net, card.pixels).to(place), test)
+            test = Batches(images.pixels, labels, 500, run.place)
+            top1 = accuracy(OnPixels(net, card.pixels).to(run.place), test)
             card.accuracy["test"] = {"top1": top1, "images": len(images)}
     if card.architecture in ARCHITECTURES:
         run.console.print("Synthesising calibration images from the BatchNorm statistics")

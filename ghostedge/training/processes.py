@@ -65,11 +65,11 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def agreed(self, value: float, device: torch.device) -> float:
+    def agreed(self, value: float) -> float:
         """Return the value of process 0."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        shared = torch.tensor(value, dtype=torch.float64, device=self.place)
         dist.broadcast(shared, 0)
         return float(shared)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_file
+from ghostedge.files import atomic_file, atomic_write
 
 History = list[dict[str, float]]
 
@@ -65,15 +65,13 @@ class Folder:
         writer = csv.DictWriter(table, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-        with atomic_file(self.path / "log.csv") as temporary:
-            temporary.write_text(table.getvalue())
+        atomic_write(self.path / "log.csv", table.getvalue())
 
     def save_state(self, identity: dict[str, Any], state: dict[str, Any]) -> None:
         """Write what a resumed run continues from; `identity` is what it must have in common."""
         content = io.BytesIO()  # as torch's own errors of a full disk are no OSError
         torch.save({**state, "identity": json.dumps(identity)}, content)
-        with atomic_file(self.state) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        atomic_write(self.state, content.getbuffer())
 
     def load_state(self, identity: dict[str, Any]) -> dict[str, Any]:
         """Read the state; raises GhostEdgeError for a damaged one or one of another run."""

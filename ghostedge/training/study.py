@@ -30,8 +30,8 @@ import torch
 
 from ghostedge import checkpoint
 from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
-from ghostedge.errors import GhostEdgeError, Paused, nearest, require
-from ghostedge.files import atomic_file, sha256
+from ghostedge.errors import GhostEdgeError, Paused, nearest, needing, require
+from ghostedge.files import atomic_file, atomic_write, sha256
 from ghostedge.models import ARCHITECTURES, profile
 from ghostedge.models.teachers import imagenet_name
 from ghostedge.pixels import PixelContract
@@ -392,10 +392,8 @@ def _here(
 def _on_ray(
     jobs: dict[tuple[str, int], Job], deadline: float | None, device: str, note: Note
 ) -> dict[tuple[str, int], State]:
-    try:
+    with needing("cluster"):
         import ray
-    except ImportError as error:
-        raise require("ray", "cluster") from error
     home = os.path.abspath(os.environ.get("GHOSTEDGE_DATA", "data"))
     ray.init(runtime_env={"env_vars": {"GHOSTEDGE_DATA": home}})
     try:
@@ -511,7 +509,7 @@ def _run(job: Job, deadline: float | None, device: str) -> State:
             "sha256": sha256(best),
             **profile(net, card.pixels.size)._asdict(),
         }
-        _write_text(job.folder / "result.json", json.dumps(result, indent=1))
+        atomic_write(job.folder / "result.json", json.dumps(result, indent=1))
     except Paused as error:
         return "paused", str(error)
     except GhostEdgeError as error:
@@ -639,17 +637,17 @@ def _write(
 ) -> None:
     runs = {f"{name}, seed {seed}": run for (name, seed), run in results.items() if run}
     stored = {"changed": list(settings), "arms": rows, "runs": runs}
-    _write_text(output / "results.json", json.dumps(stored, indent=1))
+    atomic_write(output / "results.json", json.dumps(stored, indent=1))
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
     writer.writerows({**row, "teachers": " ".join(row["teachers"])} for row in rows)
-    _write_text(output / "results.csv", text.getvalue())
+    atomic_write(output / "results.csv", text.getvalue())
     heading, cells = table(rows)
     lines = [heading, ["---"] * len(heading), *cells]
     devices = sorted({run["device"] for run in runs.values()})
     spent = f"{sum(row['hours'] for row in rows):.3g} hours of training on {', '.join(devices)}."
-    _write_text(
+    atomic_write(
         output / "results.md",
         "".join(f"| {' | '.join(line)} |\n" for line in lines)
         + "".join(f"\n{line}\n" for line in (*caption(rows, settings), spent if runs else "")),
@@ -663,11 +661,6 @@ def _stored(file: Path) -> Row:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
 
 
 def draw(rows: Sequence[Row], path: Path) -> bool:
@@ -738,5 +731,5 @@ def _latencies(
             export(str(best), bundles[network], data=job.data, **options)
     measured = bench([path / "model_int8.tflite" for path in bundles.values()])
     known = {n: row["median"] for n, row in zip(bundles, measured["rows"], strict=True)}
-    _write_text(file, json.dumps(known, indent=1))
+    atomic_write(file, json.dumps(known, indent=1))
     return known

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -13,7 +12,6 @@ from ghostedge import checkpoint
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.audit import audit
 from ghostedge.convert.ranges import observe
-from ghostedge.convert.rewrites import finish, rewrite
 from ghostedge.models import create, fold
 from ghostedge.models.synthetic import noise
 from ghostedge.pixels import PixelContract
@@ -46,10 +44,8 @@ def test_a_family_comes_through_in_one_partition(
 
     _, built = checkpoint.build(file)
     core = to_onnx.simplified(to_onnx.core(fold(built), pixels, to_onnx.TFLITE_OPSET), 1)
-    onnx.save(rewrite(core), tmp_path / to_tflite.CORE)
-    to_tflite.convert(tmp_path, ["fp32"])
     single, quantized = tmp_path / "model_fp32.tflite", tmp_path / "model_int8.tflite"
-    single.write_bytes(finish(single.read_bytes()))
+    single.write_bytes(to_tflite.convert(core)["fp32"])
     images = noise(32)[:16]
     ranges = observe(single.read_bytes(), images)
     quantized.write_bytes(to_int8_tflite.quantize(single.read_bytes(), ranges, "uint8"))

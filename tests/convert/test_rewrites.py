@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -485,18 +484,15 @@ def run(content: bytes, images: np.ndarray, reference: bool = False) -> np.ndarr
     return np.stack(results) * (scores["quantization"][0] or 1.0)
 
 
-def converted(model: onnx.ModelProto, folder: Path) -> dict[str, bytes]:
-    onnx.save(model, folder / "core.onnx")
-    wanted = ["fp32", "fp16"]
-    to_tflite.convert(folder, wanted)
-    return {name: (folder / f"model_{name}.tflite").read_bytes() for name in wanted}
+def converted(model: onnx.ModelProto) -> dict[str, bytes]:
+    return to_tflite.convert(model, ["fp32", "fp16"], before=(), after=())
 
 
 FORBIDDEN = {"TRANSPOSE", "AVERAGE_POOL_2D", "RESIZE_NEAREST_NEIGHBOR", "RELU_0_TO_1"}
 TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3}
 
 
-def test_converted_network(tmp_path: Path) -> None:
+def test_converted_network() -> None:
     torch.manual_seed(1)
     net = lively(GhostNetV3(TINY, num_classes=6, branches=1), 24)
     pixels = PixelContract(24)
@@ -505,7 +501,7 @@ def test_converted_network(tmp_path: Path) -> None:
     with torch.inference_mode():
         values = torch.from_numpy(pixels.normalize(images).transpose(0, 3, 1, 2))
         expected = net(values).softmax(1).numpy()
-    for precision, content in converted(rewrite(core), tmp_path).items():
+    for precision, content in converted(rewrite(core)).items():
         finished = finish(content)
         assert finish(finished) == finish(content) == finished
         assert partitions(finished) == 1, precision
@@ -522,7 +518,7 @@ def test_converted_network(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() < TOLERANCES[precision], precision
 
 
-def test_converted_graph_of_odd_size_and_batch_two(tmp_path: Path) -> None:
+def test_converted_graph_of_odd_size_and_batch_two() -> None:
     build = Builder((2, 3, 15, 15))
     pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
     x = build.node("Relu", build.conv("x", 3, 12, 3))
@@ -538,7 +534,7 @@ def test_converted_graph_of_odd_size_and_batch_two(tmp_path: Path) -> None:
     expected = np.concatenate([outputs(model, np.stack([v, v]))[0][:1] for v in values])
     after = rewrite(model)
     same(model, after)
-    for precision, content in converted(after, tmp_path).items():
+    for precision, content in converted(after).items():
         finished = finish(content)
         names = operators(finished)
         assert not FORBIDDEN & set(names)

@@ -196,9 +196,8 @@ def test_broken_files_are_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "b" / "notes.txt").write_text("not a picture")
     source = open_data(tmp_path).train
     assert source
-    seen: list[int] = []
-    images = source.read(24, progress=seen.append)
-    assert sum(seen) == len(source) == 201
+    images = source.read(24)
+    assert len(source) == 201
     assert [name for name, _ in images.skipped] == ["a/7.png", "b/3.png", "b/notes.txt"]
     assert images.skipped[0][1] == "the file is empty"
     assert len(images) == len(images.labels) == len(images.indices) == 198

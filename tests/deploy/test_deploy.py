@@ -363,8 +363,9 @@ def test_app_refuses_what_a_phone_would_get_wrong(
     with pytest.raises(GhostEdgeError, match=r"refuse int8.*takes int8: export it again with"):
         deploy("app", copy, tmp_path / "out")
     changed_manifest(copy, name, input={**entry, "shape": [4, *entry["shape"][1:]]})
-    with pytest.raises(GhostEdgeError, match=r"one image at a time.*--batch 1"):
-        deploy("app", copy, tmp_path / "out")
+    for target in ("app", "web", "raspberry-pi"):
+        with pytest.raises(GhostEdgeError, match=r"one image at a time.*--batch 1"):
+            deploy(target, copy, tmp_path / "out")
     changed_manifest(copy, name, input=entry)
     deploy("app", copy, tmp_path / "right")
     # A model whose metadata ask for a normalisation: MediaPipe would apply it to a float model.

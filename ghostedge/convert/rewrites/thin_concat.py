@@ -17,7 +17,6 @@ class Module(NamedTuple):
 
     nodes: list[onnx.NodeProto]
     source: str
-    relu: bool
     primary: tuple[np.ndarray, np.ndarray]
     cheap: tuple[np.ndarray, np.ndarray]
 
@@ -105,7 +104,7 @@ def _module(view: Graph, concat: onnx.NodeProto) -> Module | None:
     if attributes(primary).get("group", 1) != 1:
         return None
     nodes = [node for node in (*before, *behind) if node is not None]
-    return Module(nodes, primary.input[0], relu, weights[0], weights[1])
+    return Module(nodes, primary.input[0], weights[0], weights[1])
 
 
 def _only(view: Graph, name: str, readers: list[onnx.NodeProto]) -> onnx.NodeProto | None:
