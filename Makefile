@@ -20,7 +20,7 @@ test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .venv-triton/2.73.0 .ven
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ghostedge
-	.venv/bin/pytest -n 2 --dist loadfile --durations 10
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 # Stamps: an environment is installed once, and again when pyproject.toml changes.
 SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; no GPU is needed)

@@ -19,12 +19,15 @@ from ghostedge import checkpoint
 from ghostedge.convert import export
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import evaluate, paired
+from ghostedge.files import atomic_write
 
 MODELS = ("model_int8.tflite", "model_int8.onnx")
 
 
 def main(file: str, data: str) -> None:
     card, tensors = checkpoint.read(file)
+    if "test" not in card.accuracy or checkpoint.CALIBRATION not in tensors:
+        raise SystemExit(f"{file} is of a run that is not finished: --resume it.")
     sets = open_data(data)
     assert sets.train is not None and sets.test is not None
     recorded = card.data["validation"]
@@ -51,8 +54,9 @@ def main(file: str, data: str) -> None:
                 print(kind, model, found)
     card.accuracy["int8"] = int8
     target = checkpoint.WEIGHTS / f"{card.name}.safetensors"
+    page = describe(card)
     checkpoint.save(target, card, tensors)
-    target.with_suffix(".md").write_text(describe(card))
+    atomic_write(target.with_suffix(".md"), page)
     print(f"Wrote {target} and its card")
 
 

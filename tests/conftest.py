@@ -15,6 +15,25 @@ from tests.export_fixtures import bundle, int8_bundle, trained
 __all__ = ["bundle", "int8_bundle", "trained"]
 
 
+# The longest files, so that none of them is begun last by one of two workers.
+FIRST = (
+    "test_export",
+    "test_study",
+    "test_engine",
+    "test_repair",
+    "test_arm64",
+    "test_packaging",
+    "test_other_python",
+    "test_mediapipe",
+    "test_foreign_nets",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(FIRST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Threads that wait for each other on a busy machine take ten times as long."""

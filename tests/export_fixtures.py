@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from ghostedge import checkpoint
 from ghostedge.convert import Bundle, export
@@ -19,30 +22,46 @@ EVERYTHING: dict[str, Any] = {
     "camera": 96,
     "data": "drawn",
     "max_drop": 5.0,
+    "calib_samples": 100,
 }
 """Options of `bundle`."""
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first of pytest-xdist's workers to come here makes for all of them."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint for the four drawn figures, 32 pixels, with its synthetic images."""
-    output = tmp_path_factory.mktemp("run")
     recipe = Recipe(epochs=12, batch=20, lr=0.05, label_smoothing=0.0, flip="none", validation=0.25)
-    return train("drawn", output, model=f"ghostnetv3-small-{WIDTH}x", recipe=recipe)
+    model = f"ghostnetv3-small-{WIDTH}x"
+    folder = once(tmp_path_factory, "run", lambda f: train("drawn", f, model=model, recipe=recipe))
+    return folder / "best.safetensors"
 
 
 @pytest.fixture(scope="session")
 def bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Everything that an export can hold, calibrated and checked on the drawn set."""
-    output = tmp_path_factory.mktemp("export") / "bundle"
-    return export(trained, output, **EVERYTHING)
+    return Bundle(once(tmp_path_factory, "bundle", lambda f: export(trained, f, **EVERYTHING)))
 
 
 @pytest.fixture(scope="session")
 def int8_bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The int8 model alone, int8 at its ends too, as the recipe microcontroller makes it."""
-    output = tmp_path_factory.mktemp("int8") / "bundle"
-    return export(trained, output, recipe="microcontroller")
+    made = once(
+        tmp_path_factory, "int8_bundle", lambda f: export(trained, f, recipe="microcontroller")
+    )
+    return Bundle(made)
 
 
 def hostile(file: Path, output: Path) -> Path:

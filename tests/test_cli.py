@@ -11,22 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 import ghostedge
-from ghostedge import checkpoint
+from ghostedge import checkpoint, doctor
 from ghostedge.bundle import is_bundle
 from ghostedge.checkpoint import Checkpoint
 from ghostedge.cli import app, main
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError
+from ghostedge.files import sha256
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 from tests.models import reference_forward as reference
-from tests.runtime_fixtures import write_onnx
+from tests.runtime_fixtures import write_onnx, write_tflite
 
 SIZE = 24
 ARGUMENTS = {"num_classes": 4, "width": 0.1, "branches": 1}
@@ -554,6 +556,11 @@ def test_info(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pic
     facts = json.loads(capsys.readouterr().out)
     assert (facts["runtime"], facts["precision"], facts["size"]) == ("onnxruntime", "fp32", SIZE)
     assert facts["labels"] == ["a", "b", "c", "d"]
+    write_tflite(tmp_path / "net.tflite", "uint8")
+    capsys.readouterr()
+    assert run("info", tmp_path / "net.tflite") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["runtime"], facts["precision"], facts["size"]) == ("litert", "int8", SIZE)
     assert run("info", write_old_bundle(tmp_path / "out")) == 0
     assert json.loads(capsys.readouterr().out)["labels"] == ["a", "b"]
 
@@ -571,6 +578,12 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     assert re.search(rf"torch\W+{re.escape(importlib.metadata.version('torch'))}\W+train", said)
     assert re.search(r"unheard-of\W+missing\W+bench", said)
     assert "unheard-of. pip install 'ghostedge[bench]'" in said
+
+    for features, warned in ((["avx2"], True), (["avx2", "avx512_vnni"], False)):
+        here = {**doctor.machine(), "features": features}
+        monkeypatch.setattr(doctor, "machine", lambda here=here: here)
+        assert run("doctor") == 0
+        assert ("no int8 dot products" in capsys.readouterr().out) is warned
 
     def not_installed(name: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -601,10 +614,14 @@ def test_predict_eval_and_bench(
     with Image.open(tmp_path / "matrix.png") as matrix:
         assert matrix.format == "PNG"
 
-    assert run("bench", net, net, "--runs", 5, "--output", tmp_path / "times.json") == 0
-    assert "5 interleaved rounds" in capsys.readouterr().out
+    plain, other = (write_onnx(tmp_path / f"{name}.onnx") for name in ("plain", "other"))
+    flags = ("--runs", 5, "--profile", "--output", tmp_path / "times.json")
+    assert run("bench", plain, "--against", other, *flags) == 0
+    said = capsys.readouterr().out
+    assert "5 interleaved rounds" in said and "Conv" in said
     (times,) = json.loads((tmp_path / "times.json").read_text())["results"]
-    assert [row["model"] for row in times["rows"]] == [str(net)] * 2
+    assert [row["model"] for row in times["rows"]] == [str(other), str(plain)]
+    assert {row["against"] for row in times["rows"]} == {str(other)}
     file, page = tmp_path / "times.json", tmp_path / "times.html"
     assert run("compare", file, file, "--output", page) == 0
     assert "side by side" in capsys.readouterr().out and page.read_text().startswith("<!doctype")
@@ -623,6 +640,49 @@ def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Pat
     assert card.pixels == PixelContract(24, (127.5, 102.0, 76.5), (51.0, 51.0, 51.0))
     assert run("predict", output, picture) == 0
     assert "thing" in capsys.readouterr().out
+
+
+def test_export_of_an_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_onnx(tmp_path / "net.onnx", softmax=False)
+    (tmp_path / "things.txt").write_text("ant\nbee\ncat\ndog\n")
+    flags = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.2", "--labels", tmp_path / "things.txt")
+    assert run("export", file, *flags, "--format", "onnx", "-o", tmp_path / "out") == 0
+    assert "Wrote" in capsys.readouterr().out
+    made = Classifier(tmp_path / "out")
+    assert made.labels == ["ant", "bee", "cat", "dog"]
+    images = drawn_source(4, 1, 0).read(SIZE).pixels
+    values = ((images / 255 - (0.5, 0.4, 0.3)) / 0.2).astype(np.float32).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(file)
+    logits = torch.from_numpy(session.run(None, {"image": values[:1]})[0])
+    np.testing.assert_allclose(made(images[:1]), logits.softmax(1), atol=1e-5)
+
+
+def test_distill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ghostedge.models import synthetic
+
+    monkeypatch.setattr(synthetic, "STEPS", 1)
+    monkeypatch.chdir(tmp_path)
+    data = folder_of(tmp_path / "data", "ant", "bee")
+    flags = "--width 0.1 --imgsz 24 --epochs 1".split()
+    assert run("train", data, *flags, "-o", "teacher") == 0
+    given = {"strategy": "dkd", "temperature": 2.0, "alpha": 0.3}
+    words = [word for key, value in given.items() for word in (f"--{key}", value)]
+    words += ["--teacher", "teacher/best.safetensors", "--via", "resnet8", *flags]
+    assert run("distill", data, *words, "--budget", "0.001s") == 3
+    assert "--resume continues" in capsys.readouterr().err
+    assert run("distill", data, *words, "--resume") == 0
+    folder = Path("runs/ghostnetv3-small-0.1x-dkd")
+    assert capsys.readouterr().out.endswith(f"Wrote {folder}/best.safetensors\n")
+    assistant = folder / "assistants/1-resnet8/best.safetensors"
+    for file, teacher in (
+        (assistant, "teacher/best.safetensors"),
+        (folder / "best.safetensors", assistant),
+    ):
+        stated = checkpoint.read(file)[0].training["distillation"]
+        assert [t["sha256"] for t in stated.pop("teachers")] == [sha256(Path(teacher))]
+        assert stated == given
 
 
 def test_train_export_verify_and_predict(

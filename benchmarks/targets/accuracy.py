@@ -211,7 +211,13 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
 def main(*files: str) -> None:
     with RUNS.open(newline="") as text:
         known = [Run(**line) for line in csv.DictReader(text)]
-    runs = merged(known, map(run_of, files))
+    found = []
+    for file in files:
+        try:
+            found.append(run_of(file))
+        except GhostEdgeError as error:
+            print(f"Left out: {error}", file=sys.stderr)
+    runs = merged(known, found)
     with atomic_file(RUNS) as file, file.open("w", newline="") as text:
         csv.writer(text, lineterminator="\n").writerows((Run._fields, *runs))
     trainings = collections.Counter(run.training for run in runs)

@@ -264,9 +264,9 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in entries().items():
-        if name not in table:
+        row = table.get(name, {})
+        if "parameters" not in row:  # trained alone, so far
             continue
-        row = table[name]
         cells = [
             name,
             f"{row['parameters']:,}",

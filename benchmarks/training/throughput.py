@@ -160,7 +160,7 @@ def main() -> None:
         "torch": torch.__version__,
         "cpu": machine()["cpu"],
         "cores": os.cpu_count(),
-        "command": f"python benchmarks/training/throughput.py {options.data}",
+        "command": f"python benchmarks/training/throughput.py {options.data} --rounds {options.rounds}",
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -149,9 +149,12 @@ class Source:
                 "Replace the files."
             )
         asked = np.bincount(self.labels[np.unique(wanted)], minlength=len(self.classes))
-        lost = (asked == np.bincount(self.labels, minlength=len(self.classes))) & (asked > 0)
-        lost[read.labels] = False
-        for label in np.flatnonzero(lost):
+        whole = asked == np.bincount(self.labels, minlength=len(self.classes))
+        self.require(np.flatnonzero(whole & (asked > 0)), read)
+
+    def require(self, labels: np.ndarray, read: Images) -> None:
+        """Raise GhostEdgeError unless an image of each of these classes could be read."""
+        for label in np.setdiff1d(labels, read.labels):
             cause = next(s for s in read.skipped if s[0].startswith(f"{self.classes[label]}/"))
             raise GhostEdgeError(
                 f"No image of the class '{self.classes[label]}' in {self.name} can be read "

@@ -37,23 +37,27 @@ def distill(
     """Train a student to follow `teachers`; return the best checkpoint's path.
 
     Each network of `via` is an assistant (arXiv 1902.03393): trained first, in
-    `output`/assistants/, by the net before it, without label smoothing, and then a teacher of the
-    next. A dense strategy (dgkd) learns from all before. Several teachers are an ensemble. The student
-    is a new `model`, or starts `from_` a checkpoint. `options` are those of `train`; of `branches` and
-    `post_norm` an assistant takes what it can have.
+    `output`/assistants/, by the net before it, without label smoothing or frozen parts, on images of
+    the student's size, and then a teacher of the next. A dense strategy (dgkd) learns from all before.
+    Several teachers are an ensemble. The student is a new `model`, or starts `from_` a checkpoint.
+    `options` are those of `train`; of `branches` and `post_norm` an assistant takes what it can have.
 
     Raises GhostEdgeError as `train` does.
     """
     deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
+    assistants = dataclasses.replace(recipe, label_smoothing=0.0, freeze="none")
     wanted = options.get("branches", 1), options.get("post_norm", False)
-    stages = [(name, {**options, **possible_form(name, *wanted)}) for name in via]
     if from_ is None:
-        stages.append((model or DEFAULT, options))
+        student = model or DEFAULT, options
     elif model is not None or wanted != (1, False):
         raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
     else:
-        stages.append((checkpoint.read(from_)[0].name, {**options, "from_": from_}))
+        card = checkpoint.read(from_)[0]
+        options = {**options, "imgsz": options.get("imgsz") or card.pixels.size}
+        student = card.name, {**options, "from_": from_}
+    stages = [(name, {**options, **possible_form(name, *wanted)}) for name in via]
+    stages.append(student)
     for name, given in stages:  # found wrong after the assistants it would cost hours
         form = {key: given[key] for key in ("branches", "post_norm") if key in given}
         with torch.device("meta"):
@@ -68,7 +72,7 @@ def distill(
             data,
             place,
             model=name,
-            recipe=dataclasses.replace(recipe, label_smoothing=0.0) if assists else recipe,
+            recipe=assistants if assists else recipe,
             distillation=Distillation(guides, strategy, temperature, alpha),
             budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
             # A chain goes on with the stage that was interrupted; those after it are new.

@@ -254,6 +254,7 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
     else:
         train_indices, val_indices = split(source, recipe.validation, recipe.seed)
         images, val_images = source.read(size, train_indices), source.read(size, val_indices)
+        source.require(source.labels[train_indices], images)
         card["validation"] = {"fraction": recipe.validation, "seed": recipe.seed}
     card["images"] = len(images)
     card["pixels"] = span(images.pixels)
@@ -474,6 +475,7 @@ class _Run:
         if not bool(self.sums.isfinite().all()):
             raise self.diverged(number, "the loss is no longer finite")
         self.save()
+        self.processes.meet()  # torchrun kills the others when the first one ends
         raise Paused(
             f"The time budget is spent after {number} of {self.recipe.epochs} epochs"
             f"{f' and {self.step} of {self.batches.steps} steps' if self.step else ''}: "
@@ -538,6 +540,7 @@ def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
     """Return what a resumed run must have in common with the interrupted one."""
     return {
         "model": card.architecture,
+        "post_norm": False,
         **card.arguments,
         "imgsz": card.pixels.size,
         "data": card.data,

@@ -18,9 +18,6 @@ from ghostedge.convert.subject import open_subject
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import span
-from tests.export_fixtures import trained
-
-__all__ = ["trained"]
 
 
 def folder(root: Path, change: Callable[[np.ndarray], np.ndarray], per_class: int = 30) -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,10 +16,10 @@ import pytest
 import ghostedge
 from ghostedge import checkpoint
 from ghostedge.bundle import read_manifest, verify
-from ghostedge.convert import Bundle, export
+from ghostedge.convert import Bundle, export, repair, to_onnx
 from ghostedge.convert.plan import recipes
 from ghostedge.errors import CheckFailed, GhostEdgeError
-from ghostedge.models import create
+from ghostedge.models import create, synthetic
 from ghostedge.pixels import PixelContract, enlarged
 from ghostedge.runtime import Classifier
 from tests.export_fixtures import EVERYTHING, WIDTH, hostile
@@ -130,7 +131,9 @@ def test_io_types_name_the_same_class(
     from ghostedge.data.sources import open_data
 
     other = export(
-        trained, tmp_path / io, int8=True, format=["tflite"], io=io, data="drawn", max_drop=5.0
+        trained,
+        tmp_path / io,
+        **EVERYTHING | {"format": ["tflite"], "io": io, "half": False, "camera": None},
     )
     source = open_data("drawn").test
     assert source is not None
@@ -170,16 +173,19 @@ def test_every_recipe_runs(trained: Path, tmp_path: Path, recipe: str) -> None:
     assert verify(made).ok
 
 
-def test_a_stage_outside_its_limit_publishes_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_stage_outside_its_limit_publishes_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "ladder", lambda *_: iter([repair.Variant("plain")]))
     with pytest.raises(CheckFailed, match=r"The stage model_int8\.onnx fails") as failure:
         export(trained, tmp_path / "out", int8=True, format=["onnx"], data="drawn", max_drop=-100.0)
     assert failure.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_that_cannot_hold_is_repaired_without_data(tmp_path: Path) -> None:
+def test_int8_that_cannot_hold_is_repaired_without_data(trained: Path, tmp_path: Path) -> None:
     """Channels scaled over three decades: the same function in float, hopeless for plain int8."""
-    file = hostile(checkpoint.find("ghostnetv3-small-1.0x"), tmp_path / "hostile.safetensors")
+    file = hostile(trained, tmp_path / "hostile.safetensors")
     made = export(file, tmp_path / "out", int8=True, format=["onnx"])
     found = [float(row["same class"].rstrip("%")) for row in made.manifest["attempts"]]
     assert len(found) > 1
@@ -202,6 +208,7 @@ def test_no_network_is_used(trained: Path, tmp_path: Path) -> None:
         f"    pathlib.Path({str(tmp_path / 'attempts')!r}).open('a').write(f'{{address}}\\n')\n"
         "    raise OSError('no network in this test')\n"
         "socket.socket.connect = socket.socket.connect_ex = refused\n"
+        "socket.getaddrinfo = lambda *address, **_: refused(None, address)\n"
     )
     command = [sys.executable, "-c", PROBE, str(trained), str(tmp_path / "out")]
     root = Path(ghostedge.__file__).parents[1]
@@ -237,7 +244,7 @@ def test_killed_export_leaves_the_old_bundle(trained: Path, tmp_path: Path) -> N
             time.sleep(0.5)
             os.killpg(child.pid, signal.SIGKILL)
     child.stdout.close()
-    child.wait()
+    assert child.wait() == -signal.SIGKILL
     assert hashes(Bundle(output)) == before
     assert verify(output).ok
 
@@ -312,8 +319,25 @@ def test_report_stands_alone_and_says_what_it_was_calibrated_on(bundle: Bundle) 
     )
 
 
-def test_wrong_stage_is_caught(trained: Path, tmp_path: Path) -> None:
-    """A net whose export differs from its PyTorch form fails at the stage where it does."""
+def test_an_export_that_computes_otherwise_stops_where_it_does(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = to_onnx.simplified
+
+    def wrong(*arguments: Any) -> onnx.ModelProto:
+        model = right(*arguments)
+        weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+        values = onnx.numpy_helper.to_array(weight)
+        weight.CopyFrom(onnx.numpy_helper.from_array(1.05 * values, weight.name))
+        return model
+
+    monkeypatch.setattr(to_onnx, "simplified", wrong)
+    with pytest.raises(CheckFailed, match=r"The stage model\.onnx fails"):
+        export(trained, tmp_path / "out", format=["onnx"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp32_is_held_to_less_than_fp16() -> None:
     from ghostedge.convert.check import Stage, compare, judge
     from ghostedge.convert.evidence import ImageSet
     from ghostedge.convert.plan import Limits
@@ -333,8 +357,11 @@ def test_wrong_stage_is_caught(trained: Path, tmp_path: Path) -> None:
             judge(stage, Limits())
 
 
-def test_net_of_many_classes_and_width_is_exported(tmp_path: Path) -> None:
+def test_net_of_many_classes_and_width_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An untrained three-branch net of 100 classes passes all float stages."""
+    monkeypatch.setattr(synthetic, "STEPS", 1)
     arguments = {"num_classes": 100, "width": WIDTH, "branches": 3}
     net = create("ghostnetv3-small", **arguments)
     labels = [f"thing {i}" for i in range(100)]

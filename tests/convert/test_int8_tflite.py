@@ -15,9 +15,6 @@ from ghostedge.convert.rewrites.flat import OPS, Flat
 from ghostedge.convert.to_int8_tflite import quantize
 from ghostedge.errors import GhostEdgeError
 from tests.convert.flat_fixtures import TYPES, Net
-from tests.export_fixtures import bundle, trained
-
-__all__ = ["bundle", "trained"]
 
 STEP = 1 / 256
 

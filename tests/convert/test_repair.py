@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from ghostedge import checkpoint
 from ghostedge.convert import Bundle, export, to_onnx, tune
+from ghostedge.convert import repair as repairs
 from ghostedge.convert.check import Parity, Stage
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.plan import Limits
@@ -20,9 +22,7 @@ from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import fold
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
-from tests.export_fixtures import bundle, hostile, trained
-
-__all__ = ["bundle", "trained"]
+from tests.export_fixtures import hostile
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,59 @@ def test_narrow_weights_leave_a_bit(files: Files, pixels: np.ndarray) -> None:
     onnx.save(narrow, path)
     same = Classifier(path)(pixels).argmax(1) == Classifier(files.model)(pixels).argmax(1)
     assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["asimd"], False), ([], False)],
+)
+def test_sums_saturate_on_x86_without_dot_products(
+    features: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairs, "machine", lambda: {"features": features})
+    assert repairs.saturates() is expected
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_where_sums_saturate_all_else_has_narrow_weights_too(
+    files: Files, pixels: np.ndarray, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repairs, "saturates", lambda: narrow)
+    tried = ladder(files.core, pixels, None, 0, 0, lambda line: None)
+    found = [(variant.name, variant.narrow) for variant in itertools.islice(tried, 2 + narrow)]
+    assert found[0] == ("plain", False)
+    assert found[1:-1] == [("weights in 7 bits", True)] * narrow
+    assert found[-1][0].startswith("ranges without") and found[-1][1] is narrow
+
+
+def test_a_variant_of_onnx_alone_is_not_tried_on_tflite(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(1500))
+    asked = []
+
+    def measure(name: str, path: Path) -> Stage:
+        asked.append(name)
+        return stage(name, 3.0 if len(asked) < 4 else 0.1)
+
+    attempts = iter([Variant("one"), Variant("two", suffix=".onnx"), Variant("three")])
+    names = ["a.onnx", "a.tflite"]
+    repair(names, attempts, lambda *_: tmp_path / "file", measure, Limits(), lambda line: None)
+    assert asked == [*names, "a.onnx", *names]
+
+
+def test_training_is_the_last_that_is_tried_and_is_kept(
+    files: Files, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "sensitivity", lambda *_: [])
+    said: list[str] = []
+    first, again = (
+        list(ladder(files.core, pixels, pixels, 1, 0, said.append))[-1] for _ in range(2)
+    )
+    assert first.name == again.name == "equalised, 1 epochs of quantization-aware training"
+    assert sum("epoch 1 of 1" in line for line in said) == 1, "the second comes from the cache"
+    assert first.ranges == again.ranges and first.graph and again.graph
+    for key, weight in first.graph.weights.items():
+        torch.testing.assert_close(again.graph.weights[key], weight, rtol=0, atol=0)
 
 
 def test_few_images_are_warned_of() -> None:

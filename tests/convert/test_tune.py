@@ -17,9 +17,7 @@ from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import fold
 from ghostedge.pixels import PixelContract
-from tests.export_fixtures import hostile, trained
-
-__all__ = ["trained"]
+from tests.export_fixtures import hostile
 
 
 @pytest.fixture(scope="module")

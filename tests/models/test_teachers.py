@@ -10,11 +10,14 @@ from torch import nn
 
 from ghostedge import checkpoint
 from ghostedge.checkpoint import Checkpoint
+from ghostedge.convert import Bundle
+from ghostedge.data.sources import open_data
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import TEACHERS, create, parse_name, teachers
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import IMAGENET, OnPixels, Teacher
 from ghostedge.pixels import PixelContract
+from ghostedge.runtime import Classifier
 from tests.runtime_fixtures import LABELS, SIZE, Net, pictures, write_onnx
 
 CPU = torch.device("cpu")
@@ -150,6 +153,16 @@ def test_an_onnx_teacher_is_the_torch_teacher(tmp_path: Path, softmax: bool) -> 
     found = Teacher(file, LABELS, CPU)(views())
     # Probabilities lose what all logits have in common, which no softmax sees.
     torch.testing.assert_close(found.log_softmax(1), logits.log_softmax(1), rtol=1e-4, atol=1e-4)
+
+
+def test_an_int8_export_is_a_teacher(bundle: Bundle) -> None:
+    source = open_data("drawn").test
+    assert source is not None
+    images = source.read(32).pixels
+    file, labels = bundle.path / "model_int8.onnx", bundle.manifest["labels"]
+    found = Teacher(file, labels[::-1], CPU)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    wanted = Classifier(file)(images)[:, ::-1]
+    np.testing.assert_allclose(found.softmax(1), wanted, atol=1e-5)
 
 
 def test_an_onnx_teacher_without_labels_has_the_students(tmp_path: Path) -> None:

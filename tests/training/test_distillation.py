@@ -259,7 +259,9 @@ def test_a_student_may_start_from_weights(tmp_path: Path, drawn_folder: Path) ->
     card, tensors = checkpoint.read(best)
     assert card.training["from"]["file"] == "best.safetensors" and "distillation" in card.training
     assistant = tmp_path / "run" / "assistants" / "1-airbench-0.1x" / "best.safetensors"
-    assert "from" not in checkpoint.read(assistant)[0].training
+    taught = checkpoint.read(assistant)[0]
+    assert "from" not in taught.training and taught.training["recipe"]["freeze"] == "none"
+    assert taught.pixels.size == card.pixels.size == 24
     for name, tensor in checkpoint.read(start)[1].items():
         np.testing.assert_allclose(tensors[name], tensor, atol=1e-5)
     with pytest.raises(GhostEdgeError, match="has its network"):

@@ -98,6 +98,7 @@ def test_the_papers_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in output.glob("runs/*/*/*")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_future_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     file = FILES / "future.toml"
@@ -126,7 +127,8 @@ def test_the_papers_rows_are_all_there() -> None:
         + [91.10, 91.21, 91.19, 93.58, 92.16, 90.60, 91.85, 92.50, 90.83, 93.28]  # distilled
     )
     for arm in arms.values():
-        assert arm.data == "cifar10" and arm.branches == 3 and arm.recipe.lr == 0.01
+        assert arm.data == "cifar10" and arm.recipe.lr == 0.01
+        assert arm.branches == (3 if arm.model.startswith("ghostnetv3") else 1)
     widths = {arm.model: parse_name(arm.model)[1] for arm in arms.values() if not arm.teachers}
     for width in ARCHITECTURES["ghostnetv3-small"].widths:
         assert widths.pop(f"ghostnetv3-small-{width}x") == width
@@ -250,14 +252,12 @@ def test_what_cannot_be_compared_or_taught_is_refused_at_once(
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_nets_that_cannot_have_one_norm_train_without(tmp_path: Path) -> None:
+def test_nets_train_without_branches_and_norms_that_they_cannot_have(tmp_path: Path) -> None:
     text = "branches = 3\npost_norm = true\n[arms.a]\nteachers = ['t']\n[arms.t]\n"
     settings = ["a.model=ghostnetv3-small-0.1x"]
     arms = load(write(tmp_path, f"[defaults]\n{TINY}{text}"), settings)
     assert arms["a"].post_norm and not arms["t"].post_norm
-    assert arms["t"].branches == 3
-    plain = load(tmp_path / "study.toml", [*settings, "t.model=resnet8"])
-    assert plain["t"].branches == 1
+    assert [arms[name].branches for name in "at"] == [3, 1]
 
 
 @pytest.mark.usefixtures("quick")
