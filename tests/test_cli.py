@@ -443,7 +443,7 @@ HEAVY = {"torch", "torchvision", "tensorflow", "onnx", "onnxruntime", "ai_edge_l
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in HEAVY:
-            raise ImportError(name + " is not here")
+            raise ModuleNotFoundError("No module named " + name, name=name)
 
 
 sys.meta_path.insert(0, Refuse())

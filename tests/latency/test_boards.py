@@ -222,7 +222,8 @@ def test_keys(board: Board, model: Path) -> None:
 def test_nobody_there(board: Board, model: Path) -> None:
     board.process.terminate()
     board.process.wait()
-    assert "board cannot be reached (ssh: connect to host 127.0.0.1" in refused(model)
+    # Refused, or reset where another test's server has the port by now.
+    assert re.search(r"board cannot be reached \(.*127\.0\.0\.1 port", refused(model))
 
 
 def test_no_python(board: Board, model: Path) -> None:
