@@ -23,7 +23,7 @@ from rich.console import Console
 import ghostedge
 from ghostedge import checkpoint
 from ghostedge.data.sources import Source, open_data, split
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.models import synthetic
 from ghostedge.models.synthetic import synthesize
 from ghostedge.training import Recipe, loop, train
@@ -304,6 +304,21 @@ def test_other_data_is_not_resumed_on(run: Path, drawn_folder: Path, tmp_path: P
         shutil.copytree(drawn_folder, copy)
         next((copy / part / "circle").iterdir()).unlink()
         assert "was started with another data" in refused(copy, run, resume=True)
+
+
+def test_a_forgotten_flag_is_named(drawn_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(Paused):
+        learn(drawn_folder, tmp_path, branches=2, post_norm=True, budget=1e-9)
+    said = refused(drawn_folder, tmp_path, branches=2, resume=True)
+    assert "started with another post_norm: True, not False" in said
+
+
+def test_a_class_that_cannot_be_read_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(drawn_folder / "train", tmp_path / "data"))
+    for file in (data / "circle").iterdir():
+        file.write_bytes(b"no picture")
+    said = refused(data, tmp_path / "run")
+    assert "No image of the class 'circle' in data can be read (circle/" in said
 
 
 def test_test_images_that_cannot_be_read_do_not_cost_the_training(
