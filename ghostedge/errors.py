@@ -39,11 +39,19 @@ def expect(holds: object, what: str) -> None:
 
 @contextlib.contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Raise GhostEdgeError, as `require` has it, for a package that an import inside does not find."""
+    """Raise GhostEdgeError, as `require` has it, for a package that an import inside does not find.
+
+    For one that is there and broken, too, with its own words.
+    """
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise require(error.name or str(error), extra) from error
+    except ImportError as error:
+        raise GhostEdgeError(
+            f"A package that is installed cannot be imported ({error}). "
+            f"Try versions that fit: pip install -U 'ghostedge[{extra}]'"
+        ) from error
 
 
 def require(module: str, extra: str) -> GhostEdgeError:

@@ -92,25 +92,24 @@ def test_who_is_beaten_where(benchmark: Any) -> None:
     ]
 
 
-def test_runs_are_kept_by_how_they_were_trained(benchmark: Any, tmp_path: Path) -> None:
-    def write(name: str, **training: Any) -> str:
+def test_runs_are_kept_by_how_they_were_trained(benchmark: Any) -> None:
+    def written(name: str, **training: Any) -> tuple[str, Checkpoint]:
         card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
         recipe = Recipe(**training.pop("recipe", {})).resolved(45_000)
         card.training = {"recipe": dataclasses.asdict(recipe), **training}
         card.data = {"images": 45_000, "fingerprint": "0123456789"}
         card.accuracy = {"test": {"top1": 80.0, "images": 500}, "validation": {"top1": 81.5}}
-        save(tmp_path / name, card, {})
-        return str(tmp_path / name)
+        return name, card
 
-    plain = benchmark.run_of(write("plain"))
+    plain = benchmark.run_of(*written("plain"))
     assert plain == ("30 epochs", "resnet8", "0", "auto", "81.50", "80.00", "500 of 01234567")
     teachers = [{"sha256": "ffffffffff"}, {"sha256": "eeeeeeeeee"}]
-    taught = benchmark.run_of(write("kd", distillation={"strategy": "kd", "teachers": teachers}))
+    taught = benchmark.run_of(*written("kd", distillation={"strategy": "kd", "teachers": teachers}))
     assert taught.training == "30 epochs, kd by eeeeeeee, ffffffff"
-    short = benchmark.run_of(write("b", recipe={"epochs": 9, "seed": 1, "precision": "bf16"}))
+    short = benchmark.run_of(*written("b", recipe={"epochs": 9, "seed": 1, "precision": "bf16"}))
     assert short[:4] == ("9 epochs", "resnet8", "1", "bf16")
     with pytest.raises(GhostEdgeError, match="default recipe"):
-        benchmark.run_of(write("other", recipe={"lr": 0.05}))
+        benchmark.run_of(*written("other", recipe={"lr": 0.05}))
 
     again = plain._replace(test="90.00")
     runs = benchmark.merged([plain, short], [again, short._replace(seed="2", test="60.00")])

@@ -2,10 +2,10 @@
 
     python benchmarks/arm64/count.py [FOLDER]
 
-Writes results.json beside this file and prints the tables; what stands there for the same file already
-is taken over, so that an interrupted run goes on. FOLDER keeps the models for another run. The peers
-have random weights (a count hardly depends on them, an accuracy does) and go through the plain
-conversion of benchmarks/rewrites.
+Writes results.json beside this file and prints the tables; what stands there for the same file already,
+of the same runtimes, is taken over, so that an interrupted run goes on. FOLDER keeps the models for
+another run. The peers have random weights (a count hardly depends on them, an accuracy does) and go
+through the plain conversion of benchmarks/rewrites.
 """
 
 from __future__ import annotations
@@ -177,8 +177,14 @@ def main(folder: Path) -> None:
     emulator.set_up()
     results = HERE / "results.json"
     old = json.loads(results.read_text()) if results.exists() else {}
-    same = old.get("versions") == emulator.versions()
-    known = {(row["sha256"], row["cpu"]): row for row in old["rows"]} if same else {}
+    for name in ("ai-edge-litert", "onnxruntime") if old else ():
+        here, there = emulator.versions()[name], old["versions"][name]
+        if here != there:
+            sys.exit(
+                f"{results} was measured with {name} {there}, and here is {here}: "
+                "install that, or delete the file to measure all anew."
+            )
+    known = {(row["sha256"], row["cpu"]): row for row in old.get("rows", ())}
     result: dict[str, Any] = {
         "command": COMMAND,
         "versions": emulator.versions(),

@@ -70,9 +70,8 @@ class Run(NamedTuple):
     """What it was measured on: how many test images, and the start of the training images' hash."""
 
 
-def run_of(file: str) -> Run:
+def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
     """Return what a finished checkpoint records; raises GhostEdgeError where none could compare it."""
-    card = checkpoint.read(file)[0]
     recipe = Recipe(**card.training["recipe"])
     alike = dataclasses.replace(recipe, seed=0, precision="auto", epochs=Recipe.epochs)
     if alike != Recipe().resolved(card.data["images"]) or card.training.get("from"):
@@ -212,9 +211,9 @@ def main(*files: str) -> None:
     with RUNS.open(newline="") as text:
         known = [Run(**line) for line in csv.DictReader(text)]
     found = []
-    for file in files:
+    for file, card in [(file, checkpoint.read(file)[0]) for file in files]:
         try:
-            found.append(run_of(file))
+            found.append(run_of(file, card))
         except GhostEdgeError as error:
             print(f"Left out: {error}", file=sys.stderr)
     runs = merged(known, found)

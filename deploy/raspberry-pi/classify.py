@@ -17,6 +17,7 @@ import json
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -48,7 +49,11 @@ class Model:
         self.input, self.output = self.net.get_input_details()[0], self.net.get_output_details()[0]
         self.size = int(self.input["shape"][1])
         self.step, self.zero_point = self.output["quantization"]
-        self.labels = path.with_name("labels.txt").read_text("utf-8").splitlines()
+        labels = path.with_name("labels.txt")
+        try:
+            self.labels = labels.read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            stop(f"{labels} is damaged, copy it again: {error}")
 
     def raw(self, pixels: np.ndarray) -> np.ndarray:
         self.net.set_tensor(self.input["index"], pixels[None])
@@ -190,7 +195,7 @@ def check(model: Model, golden: Path, key: str) -> int:
     try:
         with np.load(golden) as stored:
             images, expected = stored["images"], stored[key].astype(int)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         stop(f"{golden} has no golden images for {key}, copy it again: {error}")
     found = np.array([model.raw(image) for image in images]).astype(int)
     apart = np.abs(found - expected)
@@ -214,6 +219,8 @@ def main() -> int:
     given = parser.parse_args()
     if not (given.sources or given.check):
         parser.error("name a source, or --check")
+    if given.threads < 1:
+        parser.error("--threads is 1 or more")
     for needed in (given.model, given.model.with_name("labels.txt")):
         if not needed.is_file():
             stop(f"there is no file {needed}.")

@@ -83,7 +83,9 @@ class Plan:
                     f"--{name} {list(values or ())} is no list of numbers such as 0.5,0.5,0.5."
                 )
         if any(not isinstance(label, str) for label in self.labels or ()):
-            raise GhostEdgeError(f'labels are texts, as in ["0", "1"]: {list(self.labels or ())}.')
+            raise GhostEdgeError(
+                f'labels {list(self.labels or ())} are not all texts: write numbers as "0", "1".'
+            )
         _within("--batch", self.batch, 1, 1024)
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)
@@ -121,7 +123,10 @@ class Plan:
                 "MediaPipe and LiteRT.js refuse an int8 input: --io int8 is for microcontrollers."
             )
         if "tflite" in self.format and self.batch > 1:
-            said.append(f"MediaPipe refuses a batch of {self.batch}: it takes one image at a time.")
+            said.append(
+                f"MediaPipe refuses a batch of {self.batch}, and so does `ghostedge deploy`: they take "
+                "one image at a time."
+            )
         return said
 
     def describe(self) -> list[str]:

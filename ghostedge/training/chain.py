@@ -54,7 +54,8 @@ def distill(
         raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
     else:
         card = checkpoint.read(from_)[0]
-        options = {**options, "imgsz": options.get("imgsz") or card.pixels.size}
+        if options.get("imgsz") is None:
+            options = {**options, "imgsz": card.pixels.size}
         student = card.name, {**options, "from_": from_}
     stages = [(name, {**options, **possible_form(name, *wanted)}) for name in via]
     stages.append(student)

@@ -226,7 +226,9 @@ def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
 
 
 def _has_branches(family: str) -> bool:
-    return family in ARCHITECTURES and bool(ARCHITECTURES[family].widths)
+    """Tell whether a family trains with parallel branches; teachers that take the argument ignore it."""
+    known = ARCHITECTURES.get(family)
+    return known is not None and "branches" in inspect.signature(known.build).parameters
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
@@ -540,7 +542,6 @@ def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
     """Return what a resumed run must have in common with the interrupted one."""
     return {
         "model": card.architecture,
-        "post_norm": False,
         **card.arguments,
         "imgsz": card.pixels.size,
         "data": card.data,

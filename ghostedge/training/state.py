@@ -80,11 +80,11 @@ class Folder:
             theirs = json.loads(state["identity"])
         except Exception as error:  # a damaged zip or pickle raises what it likes
             raise self.damaged(error) from error
-        for key, now in json.loads(json.dumps(identity)).items():
-            then = theirs.get(key)
-            if now != then:
+        ours = json.loads(json.dumps(identity))
+        for key in {**ours, **theirs}:
+            if theirs.get(key) != ours.get(key):
                 raise GhostEdgeError(
-                    f"{self.path} was started with another {key}: {then}, not {now}. "
+                    f"{self.path} was started with another {key}: {theirs.get(key)}, not {ours.get(key)}. "
                     "Resume with the same flags and data, or name another --output."
                 )
         return state

@@ -188,6 +188,11 @@ def test_numbers_of_a_recipe_are_numbers(tmp_path: Path) -> None:
     assert "mean ['0.5'] is no list of numbers such as 0.5,0.5,0.5" in message
 
 
+def test_labels_of_a_recipe_are_texts(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, "[export]\nlabels = [0, 'one']"))
+    assert "labels [0, 'one'] are not all texts" in message
+
+
 def test_an_unknown_recipe(tmp_path: Path) -> None:
     message = refused("raspberrypi")
     assert "There is no recipe 'raspberrypi': choose from app, microcontroller" in message

@@ -396,14 +396,19 @@ def test_two_processes_learn_what_one_does_with_two_sub_batches(
         flags += ["--set", setting]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     root = str(Path(ghostedge.__file__).parents[1])
-    for name, launcher in {"one": [], "two": torchrun}.items():
-        subprocess.run(
+
+    def code(name: str, launcher: list[str], *more: str) -> int:
+        done = subprocess.run(
             [sys.executable, *launcher, "-m", "ghostedge.cli", "train", str(drawn_folder)]
-            + [*flags, "--output", str(tmp_path / name)],
-            check=True,
+            + [*flags, "--output", str(tmp_path / name), *more],
             capture_output=True,
             env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         )
+        return done.returncode
+
+    assert code("one", []) == 0
+    assert code("two", torchrun, "--budget", "0.001s") == 1
+    assert code("two", torchrun, "--resume") == 0
     one, two = (checkpoint.read(tmp_path / n / "last.safetensors") for n in ("one", "two"))
     assert one[0].accuracy == two[0].accuracy
     for name, tensor in one[1].items():
