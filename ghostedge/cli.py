@@ -78,15 +78,16 @@ def export(
     int8: Annotated[bool | None, typer.Option("--int8/--no-int8", help="Add int8 models.")] = None,
     half: Annotated[bool | None, typer.Option("--half/--no-half", help="Add fp16 TFLite.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="Labelled images to calibrate and check on.")
+        str | None,
+        typer.Option(help="Labelled images, a folder or a set, to calibrate and check on."),
     ] = None,
     output: Output = None,
     recipe: Annotated[
         str | None, typer.Option(help="app, web, raspberry-pi, microcontroller, server, or a file.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="onnx, tflite or onnx,tflite.")] = None,
+    format: Annotated[str | None, typer.Option(help="onnx or tflite; both by default.")] = None,
     io: Annotated[
-        str | None, typer.Option(help="Input and output of int8 TFLite: uint8, int8 or float32.")
+        str | None, typer.Option(help="Ends of int8 TFLite: uint8 (default), int8 or float32.")
     ] = None,
     imgsz: Annotated[int | None, typer.Option(help="Height and width of the input.")] = None,
     labels: Annotated[
@@ -97,17 +98,19 @@ def export(
         typer.Option(help="How an .onnx file reads pixels in 0-1, as in 0.485,0.456,0.406."),
     ] = None,
     std: Annotated[str | None, typer.Option(help="The same, as in 0.229,0.224,0.225.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Batch of the TFLite models.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX opset.")] = None,
-    calib_samples: Annotated[int | None, typer.Option(help="Images to calibrate on.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch of the TFLite models; 1.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 13 to 20; 17.")] = None,
+    calib_samples: Annotated[int | None, typer.Option(help="Images to calibrate on; 500.")] = None,
     check_samples: Annotated[
-        int | None, typer.Option(help="Images of each part to check on.")
+        int | None, typer.Option(help="Images of each part to check on; 5000.")
     ] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Points of top-1 int8 may lose.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of top-1 int8 may lose; 0.5.")
+    ] = None,
     qat: Annotated[
         int | None, typer.Option(help="Epochs of quantization-aware training, if all else fails.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every choice of images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every choice of images; 0.")] = None,
     camera: Annotated[
         int | None, typer.Option(help="Add an int8 TFLite model of this frame size, as in 224.")
     ] = None,
@@ -306,7 +309,9 @@ def bench(
         list[str] | None, typer.Option(help="What to compare with; by default the first model.")
     ] = None,
     threads: Annotated[str, typer.Option(help="Numbers of CPU threads, as in 1,2.")] = "1",
-    runtime: Annotated[str | None, typer.Option(help="Of litert,onnxruntime,torch.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Only these, of litert,onnxruntime,torch.")
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Rounds; each times every model once.")] = 200,
     profile: Annotated[
         bool, typer.Option("--profile", help="Also where the time goes, of files on this CPU.")
@@ -383,7 +388,9 @@ def compare(
 Dataset = Annotated[
     str, typer.Argument(help="A folder of labelled images, or a set such as cifar10.")
 ]
-Imgsz = Annotated[int | None, typer.Option(help="Height and width of the images; 32 by default.")]
+Imgsz = Annotated[
+    int | None, typer.Option(help="Height and width of the images; 32, or that of --from.")
+]
 Branches = Annotated[
     int, typer.Option(min=1, help="Parallel branches while training: 1, or the papers' 3.")
 ]
@@ -391,15 +398,18 @@ PostNorm = Annotated[
     bool, typer.Option("--post-norm", help="One BatchNorm after the branches' sum (QARepVGG).")
 ]
 TrainingRecipe = Annotated[
-    str | None, typer.Option("--recipe", help="A .toml file, or paper: GhostNetV3-Small's own.")
+    str | None,
+    typer.Option(
+        "--recipe", help="A .toml file, or paper: GhostNetV3-Small's, whose form is --branches 3."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="More of the recipe, as in cutout=0.25.")
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the images.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images in a step.")]
-Rate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
-Seed = Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images; 30.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images in a step; 128, fewer of small sets.")]
+Rate = Annotated[float | None, typer.Option(help="Highest learning rate; 0.1 (AdamW: 0.001).")]
+Seed = Annotated[int | None, typer.Option(help="Of weights, order and augmentation; 0.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Compile = Annotated[
     str | None,
@@ -493,7 +503,7 @@ def distill(
     teacher: Annotated[
         list[str],
         typer.Option(
-            help="A checkpoint, shipped weights or .onnx file; several: mean. An .onnx file gets raw "
+            help="A checkpoint, shipped weights or .onnx file; several: their mean. An .onnx file gets raw "
             "pixels, 0-255: give another one its normalisation by ghostedge export x.onnx --mean ... "
             "--std ... --format onnx."
         ),
@@ -504,8 +514,12 @@ def distill(
     strategy: Annotated[
         str, typer.Option(help="kd, ensemble, standardized, dist, dkd, dgkd or amtml.")
     ] = "kd",
-    temperature: Annotated[float | None, typer.Option(help="That softens logits.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Share of the labels, 0 to 1.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Softens logits; the strategy's own.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Share of the labels; the strategy's own.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The student; `ghostedge list` shows all.")
     ] = None,

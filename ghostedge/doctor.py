@@ -8,11 +8,11 @@ import re
 import sys
 
 from ghostedge.checkpoint import shipped
-from ghostedge.latency.runner import DOT_PRODUCTS, machine
+from ghostedge.latency.runner import DOT_PRODUCTS, machine, saturates
 
 NEEDED_FOR = {
-    "train": "ghostedge train",
-    "export": "ghostedge export",
+    "train": "ghostedge train, distill and study",
+    "export": "ghostedge export, deploy and import",
     "bench": "predict, eval, bench and verify of exported models",
 }
 
@@ -47,10 +47,12 @@ def examine() -> tuple[list[str], list[list[str]], list[str]]:
             advice.append(
                 f"Missing for {purpose}: {', '.join(missing)}. pip install 'ghostedge[{extra}]'"
             )
-    if here["features"] and not DOT_PRODUCTS & set(here["features"]):
+    features = here["features"]
+    if features and not DOT_PRODUCTS & set(features):
+        advice.append("This CPU has no int8 dot products: int8 gains less here.")
+    if saturates(features):
         advice.append(
-            "This CPU has no int8 dot products: int8 gains less here, and ONNX Runtime's int8 "
-            "saturates in 16 bits on x86 without them, so check its accuracy on this machine."
+            "ONNX Runtime's int8 sums saturate on this CPU: check int8 .onnx models' accuracy here."
         )
     return ["what", "version", "extra", "for"], rows, advice or ["Nothing is missing."]
 

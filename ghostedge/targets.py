@@ -32,7 +32,7 @@ class Target(NamedTuple):
     """Whether the model's own size is as scarce there as what the figure counts."""
 
 
-_COUNTED = "million instructions of one inference on an emulated {}; a count is no time"
+_COUNTED = "million instructions of one inference on an emulated {}; a count is not a time"
 TARGETS = {
     "desktop": Target(
         "x86", 1, f"x {BASE}", "time of one inference on an x86 CPU with int8 dot products (VNNI)"

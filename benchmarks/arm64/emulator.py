@@ -7,7 +7,7 @@ this environment has, the files that tell a program which board it is on, and th
 Needs Linux on x86-64, root, and Debian's qemu-user (7.2), mmdebstrap and gcc.
 
 A count is of guest instructions and exact: it compares models on one CPU and shows regressions. It
-is no time: instructions differ in what they cost, and caches are not modelled.
+is not a time: instructions differ in what they cost, and caches are not modelled.
 """
 
 from __future__ import annotations
@@ -110,6 +110,18 @@ def unavailable() -> str | None:
 
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in WHEELS}
+
+
+def expect_versions(
+    file: Path, measured: dict[str, str], here: dict[str, str], names: Sequence[str]
+) -> None:
+    """Exit where a file's figures are of other versions: ours could not stand beside them."""
+    for name in names:
+        if measured[name] != here[name]:
+            sys.exit(
+                f"{file} was measured with {name} {measured[name]}, and here is {here[name]}: "
+                "install that, or delete the file to measure all anew."
+            )
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Candidates for a net of our own: what they cost on each target, and how good some of them get.
 
-    python benchmarks/targets/search.py FOLDER [models] [instructions] [latency]
+    python benchmarks/targets/search.py FOLDER [models] [instructions] [arena] [latency]
     python benchmarks/targets/search.py FOLDER train EPOCHS DATA CANDIDATE...
 
 prints the table of README.md and keeps it as search.json; FOLDER keeps the models. Steps are those of
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from costs import BASE, RUNS, convert, describe, fixed_statistics, instructions
+from costs import BASE, RUNS, arena, convert, describe, fixed_statistics, instructions, same
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
-from ghostedge.files import atomic_write, sha256
+from ghostedge.files import atomic_write
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.ghostnetv3 import Form, GhostModule
@@ -37,7 +37,7 @@ from ghostedge.training.study import load
 
 CANDIDATES = Path(__file__).with_name("candidates.csv")
 RESULTS = Path(__file__).with_name("search.json")
-STEPS = ("models", "instructions", "latency")
+STEPS = ("models", "instructions", "arena", "latency")
 STUDY = Path(__file__).parents[1] / "studies" / "targets.toml"
 
 
@@ -195,7 +195,7 @@ def note(name: str, **figures: Any) -> dict[str, Any]:
     """Add to a candidate's row of the table, and return it; other steps may run at once."""
     table = stored()
     row = table.get(name, {})
-    if "sha256" in figures:  # of another file: what the old one cost does not hold for it
+    if "macs" in figures and not same(row, figures):  # what another model cost does not hold
         row = {key: row[key] for key in ("validation",) if key in row}
     table[name] = {**row, **figures}
     atomic_write(RESULTS, json.dumps(table, indent=1) + "\n")
@@ -234,13 +234,13 @@ def main(folder: Path, *steps: str) -> None:
         if not file.exists():
             continue
         files[name] = file
-        row = stored().get(name, {})
-        if row.get("sha256") != sha256(file):
-            net = build(name)
-            parameters = profile(net, 32).deployed_parameters
-            row = note(name, **describe(file, net, 32), parameters=parameters)
+        net = build(name)
+        parameters = profile(net, 32).deployed_parameters
+        row = note(name, **describe(file, net, 32), parameters=parameters)
         if "instructions" in steps and "instructions" not in row:
             note(name, instructions=instructions(file, 32))
+        if "arena" in steps and "arena" not in row:
+            note(name, arena=arena(file.with_name("model_int8_io.tflite")))
     if "latency" in steps:
         latency(folder, files)
     print(markdown(stored()))
@@ -260,8 +260,9 @@ def latency(folder: Path, files: dict[str, Path]) -> None:
 
 def markdown(table: dict[str, Any]) -> str:
     lines = [
-        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | 10 epochs | 30 epochs | what it tries |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | TFLM kB | 10 epochs | 30 epochs "
+        "| what it tries |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in entries().items():
         row = table.get(name, {})
@@ -273,6 +274,7 @@ def markdown(table: dict[str, Any]) -> str:
             f"{row['macs'] / 1e6:.1f}",
             f"{row.get('x86', 0):.2f}",
             *(f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()),
+            f"{row['arena'] / 1e3:.0f}" if "arena" in row else "-",
         ]
         for epochs in ("10", "30"):
             known = row.get("validation", {})

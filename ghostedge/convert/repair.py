@@ -31,7 +31,7 @@ from ghostedge.convert.ranges import Ranges, observe, visit
 from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import atomic_file
-from ghostedge.latency.runner import DOT_PRODUCTS, machine
+from ghostedge.latency.runner import machine, saturates
 from ghostedge.latency.timing import bench
 
 IN_FLOAT = (2, 8, 32)
@@ -63,12 +63,6 @@ class Variant:
 
     def weights(self, model: onnx.ModelProto) -> onnx.ModelProto:
         return model if self.graph is None else tune.changed(model, self.graph)
-
-
-def saturates() -> bool:
-    """Return whether ONNX Runtime's int8 sums saturate here: in 16 bits, on x86 without dot products."""
-    here = machine()["features"]
-    return "avx2" in here and not DOT_PRODUCTS & set(here)
 
 
 def _check(graph: Graph, core: onnx.ModelProto, images: torch.Tensor) -> None:
@@ -106,7 +100,7 @@ def ladder(
     (images, size, size, 3). epochs: of quantization-aware training, 0 for none.
     """
     yield Variant("plain")
-    narrow = saturates()
+    narrow = saturates(machine()["features"])
     if narrow:
         yield Variant("weights in 7 bits", narrow=True, suffix=".onnx")
     core = to_onnx.simplified(core)

@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -466,6 +466,11 @@ def machine(root: str = "/") -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
         "delegates": {},
     }
+
+
+def saturates(features: Collection[str]) -> bool:
+    """Return whether ONNX Runtime sums int8 products in 16 bits: on x86 without dot products."""
+    return "avx2" in features and not DOT_PRODUCTS & set(features)
 
 
 def state(root: str = "/") -> dict[str, Any]:

@@ -187,7 +187,8 @@ def imagenet_weights(name: str) -> dict[str, np.ndarray]:
     from torchvision import models
 
     try:
-        state = models.get_model_weights(theirs).DEFAULT.get_state_dict(check_hash=True)
+        # In a net of theirs: DenseNet's file has older names than the net.
+        state = models.get_model(theirs, weights="DEFAULT").state_dict()
     except (OSError, RuntimeError) as error:
         raise GhostEdgeError(f"The weights of {name} cannot be fetched: {error}.") from error
     return {key: tensor.numpy() for key, tensor in state.items()}

@@ -134,6 +134,8 @@ def train(
     }
     batches = Batches(train_images.pixels, train_images.labels, recipe.batch, place)
     val = Batches(val_images.pixels, val_images.labels, 500, place)
+    for teacher in teachers:
+        console.print(_introduced(teacher, val))
     student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
     run = _Run(student, batches, val, recipe, card, folder, processes, console)
     run.prepare(distillation, teachers, compile or ("default" if place.type == "cuda" else "off"))
@@ -266,6 +268,14 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
 def _report_skipped(skipped: list[tuple[str, str]], console: Console) -> None:
     if skipped:
         console.print(f"Skipped {len(skipped)} files, the first: {skipped[0][0]}: {skipped[0][1]}")
+
+
+def _introduced(teacher: Teacher, val: Batches) -> str:
+    """Return what a teacher is worth here: one that reads other pixels knows nothing."""
+    every = max(1, len(val.labels) // 500)
+    found = teacher(val.images[::every].permute(0, 3, 1, 2)).argmax(1)
+    right = 100 * (found == val.labels[::every]).float().mean()
+    return f"{teacher.identity['file']} knows {right:.1f}% of {len(found)} validation images"
 
 
 def _device_name(place: torch.device) -> str:

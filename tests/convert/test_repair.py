@@ -205,22 +205,11 @@ def test_narrow_weights_leave_a_bit(files: Files, pixels: np.ndarray) -> None:
     assert same.mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [(["avx2"], True), (["avx2", "avx512_vnni"], False), (["asimd"], False), ([], False)],
-)
-def test_sums_saturate_on_x86_without_dot_products(
-    features: list[str], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(repairs, "machine", lambda: {"features": features})
-    assert repairs.saturates() is expected
-
-
 @pytest.mark.parametrize("narrow", [True, False])
 def test_where_sums_saturate_all_else_has_narrow_weights_too(
     files: Files, pixels: np.ndarray, narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repairs, "saturates", lambda: narrow)
+    monkeypatch.setattr(repairs, "saturates", lambda features: narrow)
     tried = ladder(files.core, pixels, None, 0, 0, lambda line: None)
     found = [(variant.name, variant.narrow) for variant in itertools.islice(tried, 2 + narrow)]
     assert found[0] == ("plain", False)

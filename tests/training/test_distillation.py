@@ -10,7 +10,9 @@ import torch
 from rich.console import Console
 
 from ghostedge import checkpoint
+from ghostedge.data.sources import open_data, split
 from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.evaluate import evaluate
 from ghostedge.models import TEACHERS, architecture, create, synthetic
 from ghostedge.models.teachers import OnPixels, Teacher
 from ghostedge.pixels import PixelContract
@@ -188,6 +190,7 @@ def test_teacher_and_student_see_the_same_pixels(
         make_teacher(tmp_path),
         recipe=Recipe(epochs=1, batch=16, mixup=1.0),
     )
+    del seen["teacher"][0]  # validation images, before it teaches
     assert len(seen["student"]) == len(seen["teacher"]) == 5
     for one, other in zip(*seen.values(), strict=True):
         assert one.dtype == torch.uint8
@@ -208,7 +211,8 @@ def learn(data: Path, output: Path, *teachers: str, **options: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "STEPS", 1)
         console = Console(file=io.StringIO())
-        return distill(str(data), output, teachers=teachers, console=console, **settings)
+        options = {"console": console, **settings}
+        return distill(str(data), output, teachers=teachers, **options)
 
 
 def tensors_of(output: Path) -> dict[str, bytes]:
@@ -231,6 +235,17 @@ def test_a_distillation_resumes_bit_for_bit(
     card = checkpoint.read(tmp_path / "run" / "best.safetensors")[0]
     stated = card.training["distillation"]
     assert stated["strategy"] == strategy and len(stated["teachers"]) == 2
+
+
+def test_what_a_teacher_knows_is_said_before_it_teaches(tmp_path: Path, drawn_folder: Path) -> None:
+    file, console = make_teacher(tmp_path), Console(file=io.StringIO(), width=200)
+    learn(drawn_folder, tmp_path / "run", file, console=console, recipe=Recipe(epochs=1, batch=32))
+    sets = open_data(str(drawn_folder))
+    assert sets.train is not None
+    _, held_out = split(sets.train, RECIPE.validation, RECIPE.seed)
+    found = evaluate(file, sets.train.read(24, held_out), sets.train.classes).correct
+    line = f"teacher0.safetensors knows {100 * found.mean():.1f}% of {len(found)} validation images"
+    assert line in console.file.getvalue()
 
 
 @pytest.mark.parametrize(("strategy", "guides"), [("kd", [1, 1, 1]), ("dgkd", [1, 2, 3])])

@@ -389,9 +389,10 @@ def test_a_batch_that_processes_cannot_share(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_two_processes_learn_what_one_does_with_two_sub_batches(
-    drawn_folder: Path, tmp_path: Path
+    drawn_folder: Path, start: Path, tmp_path: Path
 ) -> None:
     flags = f"--model {MODEL} --imgsz {SIZE} --epochs 2 --batch 16 --lr 0.01".split()
+    flags += ["--teacher", str(start), "--strategy", "amtml"]  # which learns weights of its own
     for setting in ("freeze=norms", "accumulate=2", "ema=0.9", "clip=1"):
         flags += ["--set", setting]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -399,7 +400,7 @@ def test_two_processes_learn_what_one_does_with_two_sub_batches(
 
     def code(name: str, launcher: list[str], *more: str) -> int:
         done = subprocess.run(
-            [sys.executable, *launcher, "-m", "ghostedge.cli", "train", str(drawn_folder)]
+            [sys.executable, *launcher, "-m", "ghostedge.cli", "distill", str(drawn_folder)]
             + [*flags, "--output", str(tmp_path / name), *more],
             capture_output=True,
             env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},

@@ -100,14 +100,15 @@ def test_the_papers_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
-def test_the_future_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
-    file = FILES / "future.toml"
+@pytest.mark.parametrize("name", ["future", "campaign"])
+def test_the_studies_for_a_gpu_run_whole(name: str, tmp_path: Path, few_images: Path) -> None:
+    file = FILES / f"{name}.toml"
     result = study(file, tmp_path / "out", settings=toy(file, few_images))
     assert result.states == {} and {row["seeds"] for row in result.rows} == {1}
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_campaigns_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
+def test_the_short_study_runs_whole(tmp_path: Path, few_images: Path) -> None:
     teacher = write(tmp_path, f"[defaults]\n{TINY}[arms.teacher]\ndata = '{few_images}'\n")
     study(teacher, tmp_path / "teacher")
     best = tmp_path / "teacher/runs/teacher/seed-0/best.safetensors"
