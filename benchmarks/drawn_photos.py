@@ -1,6 +1,8 @@
-"""Draw the photos of README's walk-through: 50 JPEGs of each of four figures to train on, 50 to test.
+"""Draw the photos of README's walk-through.
 
     python benchmarks/drawn_photos.py photos
+
+writes 50 JPEGs of each of four figures to train on, and 50 to test.
 """
 
 from __future__ import annotations
