@@ -99,7 +99,7 @@ def audit(path: Path) -> dict[str, Any]:
 def precision_of(found: dict[str, Any]) -> str:
     """Return what an audited file may be called.
 
-    "int8" only where every operator computes in integers, but for conversions and, at the very
+    "int8" only where every operator computes in integers, except conversions and, at the very
     ends, the normalisation of pixels and the softmax (`ENDS`; ONNX keeps both in float). "mixed"
     where any other float is left in a quantized file, "fp16" for float arithmetic on weights stored
     in 16 bits, else "fp32".

@@ -82,7 +82,7 @@ class Histogram:
 
 
 def observe(model: bytes, images: np.ndarray) -> Ranges:
-    """Return for each tensor the range of all but 0.01% of its values, half of these at either end.
+    """Return for each tensor the range of 99.99% of its values; half of the rest is at either end.
 
     Arguments are those of `visit`. The images are gone through twice. Of min-max, moving average,
     percentiles, entropy and least squared error, this loses least (benchmarks/int8).

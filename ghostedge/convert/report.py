@@ -32,7 +32,7 @@ LISTED, MATRIX = 8, 30
 
 
 AUDIT_NOTE = (
-    "Called int8: every operator computes in integers, but for conversions and, at the very ends, the "
+    "Called int8: every operator computes in integers, except conversions and, at the very ends, the "
     "normalisation of pixels and the softmax; mixed: other float is left in a quantized file. MMACs "
     "are those that the file runs. Activations: the memory that holds all of one run at once, each "
     "from the operator that makes it to the last that reads it, largest first at the lowest free "

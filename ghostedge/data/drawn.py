@@ -45,7 +45,7 @@ _FINER = 4
 def draw(figure: str, seed: str, size: int) -> np.ndarray:
     """Draw one of `FIGURES`, uint8 (size, size, 3): place, turn, colours, noise from `seed`.
 
-    The same seed gives the same picture at every size, but for the noise.
+    The same seed gives the same picture at every size, except the noise.
     """
     random = np.random.default_rng(list(hashlib.sha256(f"{seed}/{figure}".encode()).digest()))
     paper, ink = random.integers(0, 256, (2, 3))

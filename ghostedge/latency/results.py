@@ -58,7 +58,7 @@ def _no_number(text: str) -> None:
 
 
 def write(results: Sequence[Result], path: Path) -> None:
-    """Write results in the format that the file name's ending tells; all but JSON are for people.
+    """Write results in the format that the file name's ending tells; all except JSON are for people.
 
     Raises GhostEdgeError for another ending and where the file cannot be written.
     """

@@ -54,7 +54,7 @@ def head(net: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def freeze(net: nn.Module, what: str) -> None:
-    """Keep BatchNorm statistics ("norms") or all but the head ("backbone") as they are.
+    """Keep BatchNorm statistics ("norms"), or all except the head ("backbone"), as they are.
 
     To be called after each `net.train()`.
     """

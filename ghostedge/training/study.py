@@ -143,7 +143,7 @@ def study(
     cluster: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Run every arm of a study file with every seed, but for what `output` holds already.
+    """Run every arm of a study file with every seed, except what `output` holds already.
 
     `output` receives a folder for each run (see `train`), and after each of them results.json,
     results.csv and results.md; at the end accuracy.png. A run that fails takes only its students
