@@ -779,13 +779,13 @@ def list_(
             )
     heading = [
         "network",
-        "parameters, training",
+        "parameters, all branches",
         "deployed",
         f"MMACs at {imgsz}",
         "shipped weights",
     ]
     _table("Networks; where there is a width, any other can be named too", heading, rows)
-    print("Teachers train too. What they are:")
+    print("What each is, and the teachers:")
     for name, entry in NETWORKS.items():
         print(f"  {name}: {entry.summary}")
 
@@ -841,7 +841,7 @@ def _table(title: str, heading: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*row)
     # Piped into a file, a table is not folded to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writing so that a reader finds the old content or the new, never a half of either."""
+"""Writing so that a reader finds the old content or the new, never a half of either; TOML files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ghostedge.errors import GhostEdgeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @contextlib.contextmanager
@@ -148,3 +155,11 @@ def sha256(path: Path) -> str:
         for block in iter(lambda: handle.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """Return the content of a TOML file; raises GhostEdgeError where it cannot be `what`."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise GhostEdgeError(f"{path} is no {what} ({error}): name a .toml file.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +92,9 @@ def rank(
     sizes = {row["network"]: row["bytes"] / 1e3 for row in _int8()}
     small = target in TARGETS and TARGETS[target].small
     found = [
-        Choice(name, costs[name], top, sizes[name]) for name, top in tops.items() if name in costs
+        Choice(name, costs[name], top, sizes.get(name, math.nan))
+        for name, top in tops.items()
+        if name in costs
     ]
     found.sort(key=lambda choice: (-choice.top1, choice.cost, choice.name))
     choices = [
@@ -181,7 +184,12 @@ def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
         raise GhostEdgeError(
             f"{path} has the times of {' and '.join(machines)}: name a file of one of them."
         )
-    rows = [r for result in found for r in result["rows"] if r["precision"] in runner.QUANTIZED]
+    rows = [
+        row
+        for result in found
+        for row in result["rows"]
+        if row["precision"] in runner.QUANTIZED and row["batch"] == 1
+    ]
     threads = min((row["threads"] for row in rows), default=1)
     costs: dict[str, float] = {}
     for row in (row for row in rows if row["threads"] == threads):

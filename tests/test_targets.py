@@ -110,6 +110,13 @@ def test_runs_are_kept_by_how_they_were_trained(benchmark: Any) -> None:
     assert short[:4] == ("9 epochs", "resnet8", "1", "bf16")
     with pytest.raises(GhostEdgeError, match="default recipe"):
         benchmark.run_of(*written("other", recipe={"lr": 0.05}))
+    softer = {"strategy": "kd", "teachers": teachers, "temperature": 2.0}
+    with pytest.raises(GhostEdgeError, match="default recipe"):
+        benchmark.run_of(*written("other", distillation=softer))
+    file, unknown = written("other")
+    unknown.architecture = "resnet50"
+    with pytest.raises(GhostEdgeError, match="costs is not known"):
+        benchmark.run_of(file, unknown)
 
     again = plain._replace(test="90.00")
     runs = benchmark.merged([plain, short], [again, short._replace(seed="2", test="60.00")])
@@ -272,6 +279,7 @@ def test_a_file_of_a_bundle_is_known_by_its_hash(
         row["model"] = str(folder / name)
     result["rows"][0] |= {"sha256": entry["sha256"], "median": 1.0}
     result["rows"][1] |= {"sha256": "0" * 64, "median": 2.0}
+    result["rows"].append({**result["rows"][1], "batch": 8, "median": 0.1})  # of eight images
     file = tmp_path / "board.json"
     results.write([result], file)
     found = rank(str(file), weights=weights)

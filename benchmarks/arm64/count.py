@@ -30,7 +30,7 @@ from torch import nn
 import ghostedge
 from ghostedge import checkpoint
 from ghostedge.bundle import read_manifest
-from ghostedge.files import sha256
+from ghostedge.files import atomic_write, sha256
 from ghostedge.models import profile
 from ghostedge.runtime import Classifier
 
@@ -195,9 +195,13 @@ def main(folder: Path) -> None:
         result["macs"][name] = macs
         for cpu in emulator.BOARDS:
             row = known.get((sha256(file), cpu)) or measure(name, file, cpu, images)
+            known.pop((row["sha256"], cpu), None)
             result["rows"].append(row)
-            results.write_text(json.dumps(result, indent=1) + "\n")
+            # Those that were not come to yet are kept, should this be interrupted.
+            so_far = {**result, "rows": [*result["rows"], *known.values()]}
+            atomic_write(results, json.dumps(so_far, indent=1) + "\n")
             print(f"{name:42} {file.name:18} {cpu} {row['instructions'] / 1e6:8.3f}", flush=True)
+    atomic_write(results, json.dumps(result, indent=1) + "\n")
     print(markdown(result))
 
 

@@ -45,6 +45,8 @@ PAPER = {"desktop": 1 / 3, "pi5": 0.4, "pi4": 0.6}
 
 Costs = dict[str, dict[str, float]]
 """Of each network, by target."""
+COSTS: Costs = {target: costs_of(target, 32)[0] for target in TARGETS}
+COSTED = set.intersection(*(set(costs) for costs in COSTS.values()))
 
 
 class Point(NamedTuple):
@@ -75,12 +77,24 @@ def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
     """Return what a finished checkpoint records; raises GhostEdgeError where none could compare it."""
     recipe = Recipe(**card.training["recipe"])
     alike = dataclasses.replace(recipe, seed=0, precision="auto", epochs=Recipe.epochs)
-    if alike != Recipe().resolved(card.data["images"]) or card.training.get("from"):
-        raise GhostEdgeError(f"{file} was not trained by the default recipe from scratch.")
+    taught = card.training.get("distillation") or {}
+    changed = (
+        card.training.get("from"),
+        card.arguments.get("branches", 1) > 1,
+        card.pixels.size != 32,
+        taught.get("temperature"),
+        taught.get("alpha"),
+    )
+    if alike != Recipe().resolved(card.data["images"]) or any(changed):
+        raise GhostEdgeError(
+            f"{file} was not trained by the default recipe from scratch, single-branch, at 32 pixels."
+        )
+    if card.name not in COSTED:
+        raise GhostEdgeError(f"What {card.name} costs is not known: benchmarks/targets/costs.py.")
     if "test" not in card.accuracy:
         raise GhostEdgeError(f"{file} is not finished: no test images were read.")
     training = f"{recipe.epochs} epochs"
-    if taught := card.training.get("distillation"):
+    if taught:
         teachers = ", ".join(sorted(teacher["sha256"][:8] for teacher in taught["teachers"]))
         training += f", {taught['strategy']} by {teachers}"
     tops = (f"{card.accuracy[part]['top1']:.2f}" for part in ("validation", "test"))
@@ -204,8 +218,9 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
     heads = ["network", "points", *(f"{target}, goal {goal:.2f}" for target, goal in PAPER.items())]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     ours = [net for net in nets if net.name.startswith(OURS)]
+    base = plain()
     for net in sorted(ours, key=lambda net: costs["desktop"][net.name]):
-        shares = {target: costs[target][net.name] / cost for target, cost in plain().items()}
+        shares = {target: costs[target][net.name] / cost for target, cost in base.items()}
         cells = [net.name, f"{net.mean - paper.mean:+.1f}"]
         for target, goal in PAPER.items():
             met = net.mean >= paper.mean and shares[target] <= goal
@@ -227,14 +242,13 @@ def main(*files: str) -> None:
     with atomic_file(RUNS) as file, file.open("w", newline="") as text:
         csv.writer(text, lineterminator="\n").writerows((Run._fields, *runs))
     trainings = collections.Counter(run.training for run in runs)
-    costs = {target: costs_of(target, 32)[0] for target in TARGETS}
     for training in trainings:
         alike = [run for run in runs if run.training == training]
         nets = {f"{part} %": points(alike, part) for part in ("validation", "test")}
         tested = nets["test %"]
-        print(f"{training}\n\n{accuracies(nets, costs)}\n\n{verdicts(tested, costs)}\n")
+        print(f"{training}\n\n{accuracies(nets, COSTS)}\n\n{verdicts(tested, COSTS)}\n")
         if any(net.name == BASE for net in tested):
-            print(f"{against_paper(tested, costs)}\n")
+            print(f"{against_paper(tested, COSTS)}\n")
         if (training, trainings[training]) == trainings.most_common(1)[0]:
             for target in TARGETS:
                 draw(target, tested, training)

@@ -118,6 +118,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def instructions(file: Path, size: int) -> dict[str, int]:
     """Count one inference on every emulated CPU."""
+    emulator.set_up()
     image = np.zeros((1, size, size, 3), np.uint8)
     with ThreadPoolExecutor() as pool:
         runs = pool.map(lambda cpu: emulator.run(file, cpu, image), emulator.BOARDS)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -22,7 +23,17 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from costs import BASE, RUNS, arena, convert, describe, fixed_statistics, instructions, same
+from costs import (
+    BASE,
+    RUNS,
+    arena,
+    convert,
+    describe,
+    emulator,
+    fixed_statistics,
+    instructions,
+    same,
+)
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
@@ -212,7 +223,8 @@ def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
             # Beside the teachers, which need no calibration images at the end.
             made = functools.partial(Candidate, **entries()[name].arguments)
             TEACHERS["candidate"] = Architecture(made, name)
-            run = place(folder, name) / f"{epochs}-epochs" / f"seed-{seed}"
+            form = hashlib.sha256(repr(entries()[name].arguments).encode()).hexdigest()[:8]
+            run = place(folder, name) / f"{epochs}-epochs-{form}" / f"seed-{seed}"
             going = (run / "state.pt").exists()
             recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
@@ -268,12 +280,13 @@ def markdown(table: dict[str, Any]) -> str:
         row = table.get(name, {})
         if "parameters" not in row:  # trained alone, so far
             continue
+        counts = row.get("instructions", {})
         cells = [
             name,
             f"{row['parameters']:,}",
             f"{row['macs'] / 1e6:.1f}",
-            f"{row.get('x86', 0):.2f}",
-            *(f"{n / 1e6:.2f}" for n in row.get("instructions", {}).values()),
+            f"{row['x86']:.2f}" if "x86" in row else "-",
+            *(f"{counts[cpu] / 1e6:.2f}" if cpu in counts else "-" for cpu in emulator.BOARDS),
             f"{row['arena'] / 1e3:.0f}" if "arena" in row else "-",
         ]
         for epochs in ("10", "30"):

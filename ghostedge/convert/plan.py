@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ghostedge.errors import GhostEdgeError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ghostedge.files import read_toml
 
 FORMATS = ("onnx", "tflite")
 IO = ("uint8", "int8", "float32")
@@ -229,10 +224,7 @@ def _read_recipe(name: str) -> dict[str, Any]:
             f"There is no recipe {name!r}: choose from {', '.join(known)}, or name a .toml file."
             f"{nearest(name, known)}"
         )
-    try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise GhostEdgeError(f"The recipe {path} cannot be read: {error}.") from error
+    content = read_toml(path, "export recipe")
     types = {
         section: {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(options)}
         for section, options in (("export", Plan), ("limits", Limits))

@@ -2,7 +2,7 @@
 
 Zero-shot quantization in the way of ZeroQ (arXiv 2001.00281) and DeepInversion (1912.08795): pixels
 are optimised until the activations have the means and variances that training left in the
-BatchNorms, for each class in turn. No pixel of any data set is in them.
+BatchNorms, and the logits mixtures of two classes. No pixel of any data set is in them.
 """
 
 from __future__ import annotations

@@ -168,9 +168,7 @@ def imagenet_name(name: str) -> str:
     """Return torchvision's name of one of `NETS`; raises GhostEdgeError where it has no weights."""
     with needing("train"):
         from torchvision import models
-    known = {"vgg13-bn": "vgg13_bn", "inception-v3": "inception_v3"}
-    known["efficientnetv2-s"] = "efficientnet_v2_s"
-    theirs = known.get(name, name)
+    theirs = {"efficientnetv2-s": "efficientnet_v2_s"}.get(name, name.replace("-", "_"))
     if name not in NETS or theirs not in models.list_models(models):
         raise GhostEdgeError(
             f"torchvision has no ImageNet weights for {name}: leave out pretrained."

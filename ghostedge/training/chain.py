@@ -12,6 +12,7 @@ import torch
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
+from ghostedge.models.teachers import imagenet_name
 from ghostedge.training.distillation import STRATEGIES, Distillation
 from ghostedge.training.loop import DEFAULT, new_net, possible_form, train
 from ghostedge.training.recipe import Recipe
@@ -50,8 +51,10 @@ def distill(
     wanted = options.get("branches", 1), options.get("post_norm", False)
     if from_ is None:
         student = model or DEFAULT, options
-    elif model is not None or wanted != (1, False):
-        raise GhostEdgeError(f"{from_} has its network: leave out model, branches and post_norm.")
+    elif model is not None or wanted != (1, False) or options.get("pretrained"):
+        raise GhostEdgeError(
+            f"{from_} has its network: leave out model, branches, post_norm and pretrained."
+        )
     else:
         card = checkpoint.read(from_)[0]
         if options.get("imgsz") is None:
@@ -62,9 +65,13 @@ def distill(
     for name, given in stages:  # found wrong after the assistants it would cost hours
         form = {key: given[key] for key in ("branches", "post_norm") if key in given}
         with torch.device("meta"):
-            new_net(name, classes=2, **form)
+            family, _, _ = new_net(name, classes=2, **form)
+        if given.get("pretrained"):
+            imagenet_name(family)
     if not resume:
         Folder(output).require_unused()
+    elif not any(Path(output).rglob("state.pt")):
+        raise GhostEdgeError(f"{output} holds no run to resume.")
     guides = tuple(teachers)
     for number, (name, given) in enumerate(stages, 1):
         assists = number <= len(via)

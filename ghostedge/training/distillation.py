@@ -139,9 +139,9 @@ class DIST(Strategy):
     def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         t = self.temperature
         found, wanted = F.softmax(logits / t, 1), F.softmax(targets.mean(0) / t, 1)
-        between = 1 - _correlation(found, wanted).mean()
-        within = 1 - _correlation(found.T, wanted.T).mean()
-        return t**2 * (between + within)
+        inter = 1 - _correlation(found, wanted).mean()
+        intra = 1 - _correlation(found.T, wanted.T).mean()
+        return t**2 * (inter + intra)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -152,9 +152,10 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 class DKD(Strategy):
     """Decoupled KD (arXiv 2203.08679): the label's probability and the other classes' apart.
 
-    The second part weighs 8 times the first, as the paper has it on CIFAR-100. Both are added to
-    the cross-entropy in the proportion of alpha. Their weight is the same from the first step on,
-    where the reference implementation lets it grow over the first epochs.
+    The second part weighs 8 times the first, the most that the paper's code has on CIFAR-100 (its
+    least is 2: each pair of networks has its own). Both are added to the cross-entropy in the
+    proportion of alpha. Their weight is the same from the first step on, where the reference
+    implementation lets it grow over the first epochs.
     """
 
     settings = (4.0, 0.5)
@@ -183,8 +184,8 @@ class DGKD(Strategy):
     """Densely guided distillation (arXiv 2009.08825): the teacher and every assistant before.
 
     The KL terms of all guides are added, and the cross-entropy counts once for each guide (eq. 7).
-    Each step leaves out each guide with probability 1/4, but never all of them; assistants, too,
-    learn in this way.
+    In each step one guide, drawn at random, teaches, and each other with probability 3/4; assistants,
+    too, learn in this way.
     """
 
     dense = True

@@ -21,7 +21,7 @@ from torch import nn
 
 import ghostedge
 from ghostedge import checkpoint
-from ghostedge.data.sources import Data, Images, match_classes, open_data, require_classes, split
+from ghostedge.data.sources import Data, Images, open_data, require_classes, split
 from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.files import reported, sha256
 from ghostedge.models import ARCHITECTURES, architecture, create, parse_name
@@ -74,7 +74,7 @@ def train(
     Args:
         model: a network's name; ghostnetv3-small-1.0x by default, or what `from_` holds.
         imgsz: 32 by default, or what `from_` was trained with.
-        branches, post_norm: the training form of GhostNetV3 nets (see `GhostNetV3`).
+        branches: parallel ones, of networks that have them. post_norm: of GhostNetV3's (see there).
         from_: a checkpoint to start from. Its last layer is made anew where the classes differ.
         pretrained: start from torchvision's ImageNet weights, which are downloaded.
         distillation: teachers, and what to take from them.
@@ -102,7 +102,7 @@ def train(
     if download and not processes.rank:
         processes.meet()
     require_classes(sets)
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     console.quiet |= processes.rank > 0
     place = processes.place
     torch.manual_seed(recipe.seed)
@@ -133,9 +133,7 @@ def train(
         "python": platform.python_version(),
     }
     batches = Batches(train_images.pixels, train_images.labels, recipe.batch, place)
-    val = Batches(val_images.pixels, val_images.labels, 500, place)
-    for teacher in teachers:
-        console.print(_introduced(teacher, val))
+    val = Batches(val_images.pixels, val_images.labels, _at_once(card.pixels.size), place)
     student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
     run = _Run(student, batches, val, recipe, card, folder, processes, console)
     run.prepare(distillation, teachers, compile or ("default" if place.type == "cuda" else "off"))
@@ -143,14 +141,16 @@ def train(
         run.restore()
     with reported(output):
         try:
+            for teacher in teachers:
+                console.print(_introduced(teacher, val))
             run.to_the_end(deadline)
+            if processes.rank == 0:
+                _finish(run, sets)
         except torch.OutOfMemoryError as error:
             raise GhostEdgeError(
                 f"The memory of {place} is too small for steps of {recipe.batch} images: lower --batch, "
                 "or raise accumulate, which cuts a step into parts."
             ) from error
-        if processes.rank == 0:
-            _finish(run, sets)
         processes.meet()  # what is returned is complete, and may teach
     return output / "best.safetensors"
 
@@ -253,7 +253,6 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
     if sets.val is not None:
         images = source.read(size)
         val_images = sets.val.read(size)
-        val_images.labels = match_classes(sets.val.classes, sets.classes)[val_images.labels]
         card["validation"] = None
     else:
         train_indices, val_indices = split(source, recipe.validation, recipe.seed)
@@ -273,9 +272,16 @@ def _report_skipped(skipped: list[tuple[str, str]], console: Console) -> None:
 def _introduced(teacher: Teacher, val: Batches) -> str:
     """Return what a teacher is worth here: one that reads other pixels knows nothing."""
     every = max(1, len(val.labels) // 500)
-    found = teacher(val.images[::every].permute(0, 3, 1, 2)).argmax(1)
-    right = 100 * (found == val.labels[::every]).float().mean()
-    return f"{teacher.identity['file']} knows {right:.1f}% of {len(found)} validation images"
+    labels = val.labels[::every]
+    views = val.images[::every].permute(0, 3, 1, 2).split(val.batch)
+    found = torch.cat([teacher(some).argmax(1) for some in views])
+    right = 100 * (found == labels).float().mean()
+    return f"{teacher.identity['file']} knows {right:.1f}% of {len(labels)} validation images"
+
+
+def _at_once(size: int) -> int:
+    """Return how many images of a size to compute without gradients in one go."""
+    return max(1, 500 * 32**2 // size**2)
 
 
 def _device_name(place: torch.device) -> str:
@@ -313,7 +319,7 @@ class _Run:
         self.card, self.folder, self.console = card, folder, console
         self.processes, self.place = processes, batches.images.device
         self.average = Average(student, recipe.ema)
-        self.halved = recipe.precision == "bf16" or (
+        self.bf16 = recipe.precision == "bf16" or (
             recipe.precision == "auto" and self.place.type == "cuda"
         )
         self.parts = processes.parts(batches.batch, recipe.accumulate)
@@ -467,7 +473,7 @@ class _Run:
         parts = batch.chunks(self.parts)[self.processes.rank :: self.processes.size]
         for index, part in enumerate(parts):
             with self.processes.alone(self.parallel, index < len(parts) - 1):
-                with torch.autocast(self.place.type, torch.bfloat16, self.halved):
+                with torch.autocast(self.place.type, torch.bfloat16, self.bf16):
                     loss, logits = self.parallel(part)
                 (loss / len(parts)).backward()
             right = (logits.detach().argmax(1) == part.labels).sum()
@@ -484,6 +490,7 @@ class _Run:
         if not self.processes.agreed(float(time.monotonic() >= deadline)):
             return
         number = len(self.history)
+        self.sums = self.processes.summed(self.sums)
         if not bool(self.sums.isfinite().all()):
             raise self.diverged(number, "the loss is no longer finite")
         self.save()
@@ -566,21 +573,23 @@ def _finish(run: _Run, sets: Data) -> None:
     """Complete the best checkpoint: test accuracy, read once, and synthetic calibration images."""
     path = run.folder.path / "best.safetensors"
     card, tensors = checkpoint.read(path)
-    if "test" in card.accuracy or checkpoint.CALIBRATION in tensors:
+    untested = sets.test is not None and "test" not in card.accuracy
+    uncalibrated = card.architecture in ARCHITECTURES and checkpoint.CALIBRATION not in tensors
+    if not (untested or uncalibrated):
         return  # a finished run that was resumed
     net = checkpoint.network(card, tensors, str(path)).to(run.place)
-    if sets.test is not None:
+    if untested:
+        assert sets.test is not None
         try:
             images = sets.test.read(card.pixels.size)
         except GhostEdgeError as error:  # which shall not cost the training
             run.console.print(f"No test accuracy: {error}")
         else:
             _report_skipped(images.skipped, run.console)
-            labels = match_classes(sets.test.classes, card.labels)[images.labels]
-            test = Batches(images.pixels, labels, 500, run.place)
+            test = Batches(images.pixels, images.labels, run.val.batch, run.place)
             top1 = accuracy(OnPixels(net, card.pixels).to(run.place), test)
             card.accuracy["test"] = {"top1": top1, "images": len(images)}
-    if card.architecture in ARCHITECTURES:
+    if uncalibrated:
         run.console.print("Synthesising calibration images from the BatchNorm statistics")
         tensors[checkpoint.CALIBRATION] = synthesize(net, card.pixels, seed=run.recipe.seed)
     drawn = run.folder.draw_curves(run.history)

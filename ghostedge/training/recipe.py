@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from ghostedge.errors import GhostEdgeError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ghostedge.files import read_toml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Recipe:
 
     def resolved(self, images: int) -> Recipe:
         """Fill in what depends on the number of training images."""
-        batch = min(self.batch or max(8, min(128, images // 8)), images)
+        batch = min(self.batch or max(8, min(128, images // 64 * 8)), images)
         peak = {"sgd": 0.1, "adamw": 0.001}[self.optimizer]
         return dataclasses.replace(self, batch=batch, lr=self.lr or peak * min(1.0, batch / 128))
 
@@ -127,7 +122,7 @@ def load(name: str | None, settings: Iterable[str] = (), **given: Any) -> Recipe
     if name is None or name == "paper":
         values = {} if name is None else dataclasses.asdict(PAPER)
     else:
-        values = _read(Path(name))
+        values = read_toml(Path(name), "training recipe, nor is it paper")
     for text in settings:
         key, equals, value = text.partition("=")
         if not equals:
@@ -135,16 +130,6 @@ def load(name: str | None, settings: Iterable[str] = (), **given: Any) -> Recipe
         values[key.strip()] = value.strip()
     values |= {key: value for key, value in given.items() if value is not None}
     return Recipe(**{key: _value(key, value) for key, value in values.items()})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GhostEdgeError(
-            f"{path} is no training recipe ({error}): name a .toml file, or paper."
-        ) from error
 
 
 def _value(name: str, value: Any) -> Any:

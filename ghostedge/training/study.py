@@ -31,7 +31,7 @@ import torch
 from ghostedge import checkpoint
 from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, needing, require
-from ghostedge.files import atomic_file, atomic_write, sha256
+from ghostedge.files import atomic_file, atomic_write, read_toml, sha256
 from ghostedge.models import ARCHITECTURES, profile
 from ghostedge.models.teachers import imagenet_name
 from ghostedge.pixels import PixelContract
@@ -221,10 +221,7 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
 
     Raises GhostEdgeError, naming arm and field, for what no arm can have.
     """
-    try:
-        stored = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise GhostEdgeError(f"{file} is no study ({error}): name a .toml file.") from error
+    stored = read_toml(file, "study")
     for key in stored:
         if key not in ("defaults", "arms"):
             raise GhostEdgeError(

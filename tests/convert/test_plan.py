@@ -229,7 +229,7 @@ def test_an_unknown_recipe(tmp_path: Path) -> None:
         ("[limits]\nmax_drop = nan", "max_drop nan is outside"),
         ("[limits]\nmin_agreement = 85", "min_agreement 85 is outside 0 to 1"),
         ("[limits]\nmax_kilobytes = -1", "max_kilobytes -1 is outside"),
-        ("[export\nint8 = true", "cannot be read"),
+        ("[export\nint8 = true", "is no export recipe"),
     ],
 )
 def test_a_recipe_with_a_mistake(tmp_path: Path, text: str, message: str) -> None:
@@ -238,7 +238,7 @@ def test_a_recipe_with_a_mistake(tmp_path: Path, text: str, message: str) -> Non
 
 def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
-    assert "cannot be read" in refused(str(tmp_path / "mine.toml"))
+    assert "is no export recipe" in refused(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize(

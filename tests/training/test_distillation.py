@@ -298,13 +298,16 @@ def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path)
     used = tmp_path / "run"
     used.mkdir()
     (used / "state.pt").write_bytes(b"of another run")
-    for output, model, branches, message in (
-        (used, "ghostnetv3-small-0.1x", 1, "holds a run already"),
-        (tmp_path / "new", "ghostnetv3-smal", 1, "Did you mean"),
-        (tmp_path / "new", "ghostnetv3-small-9x", 1, "outside 0.1 to 8"),
-        (tmp_path / "new", "ghostnetv3-small-0.1x", 0, "one branch or more"),
+    new, good = tmp_path / "new", {"model": "ghostnetv3-small-0.1x"}
+    for output, wrong, message in (
+        (used, good, "holds a run already"),
+        (new, {"model": "ghostnetv3-smal"}, "Did you mean"),
+        (new, {"model": "ghostnetv3-small-9x"}, "outside 0.1 to 8"),
+        (new, {**good, "branches": 0}, "one branch or more"),
+        (new, {**good, "pretrained": True}, "no ImageNet weights for airbench"),
+        (new, {**good, "resume": True}, "no run to resume"),
     ):
-        options = {"via": ["airbench-0.1x"], "model": model, "branches": branches}
+        options = {"via": ["airbench-0.1x"], **wrong}
         with pytest.raises(GhostEdgeError, match=message):
             learn(drawn_folder, output, make_teacher(tmp_path), **options)
         assert not (output / "assistants").exists()

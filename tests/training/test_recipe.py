@@ -54,7 +54,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 def test_small_sets_get_small_batches_and_rates() -> None:
     few, many = Recipe().resolved(180), Recipe().resolved(45_000)
-    assert (few.batch, many.batch) == (22, 128)
-    assert (few.lr, many.lr) == (pytest.approx(0.1 * 22 / 128), 0.1)
+    assert (few.batch, many.batch) == (16, 128)
+    assert (few.lr, many.lr) == (pytest.approx(0.1 * 16 / 128), 0.1)
     assert Recipe(batch=64, lr=0.3).resolved(10) == Recipe(batch=10, lr=0.3)
     assert Recipe(optimizer="adamw").resolved(45_000).lr == 0.001
