@@ -57,8 +57,9 @@ PRECISIONS = ("int8", "fp32")
 RUNS = 40
 STEPS = ("models", "instructions", "arena", "latency")
 ARENA = """
-import sys
+import importlib.metadata, sys
 from tflite_micro import runtime
+print(importlib.metadata.version("tflite-micro"), flush=True)
 model = open(sys.argv[1], "rb").read()
 runtime.Interpreter.from_bytes(model, arena_size=16_000_000).print_allocations()
 """
@@ -128,10 +129,15 @@ def instructions(file: Path, size: int) -> dict[str, int]:
 def arena(file: Path) -> int | str:
     """Return the bytes that TFLM needs beside the model, or why it cannot run it."""
     done = subprocess.run([TFLM, "-c", ARENA, file], capture_output=True, text=True)
-    found = re.search(r"Arena allocation total (\d+) bytes", done.stdout + done.stderr)
+    version, _, said = (done.stdout + done.stderr).partition("\n")
+    if version != VERSIONS["tflite-micro"]:
+        sys.exit(
+            f"{TFLM} has tflite-micro {version}, not {VERSIONS['tflite-micro']}: see README.md."
+        )
+    found = re.search(r"Arena allocation total (\d+) bytes", said)
     if found is None:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        return next((line for line in said if "op" in line.lower()), said[-1])
+        lines = said.strip().splitlines()
+        return next((line for line in lines if "op" in line.lower()), lines[-1])
     return int(found[1])
 
 
