@@ -80,12 +80,17 @@ def describe(card: checkpoint.Checkpoint) -> str:
     """Return the card of shipped weights as Markdown."""
     recipe = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in card.training["recipe"].items())
     hours = card.training["seconds"] / 3600  # of the epochs up to the best one
+    single = (
+        " One branch means that it was trained as a single conv+BN each; its deployed form is that of "
+        "the net with more branches."
+        if "branches" in card.arguments
+        else ""
+    )
     taught, start = card.training.get("distillation"), card.training.get("from")
     lines = [
         f"# {card.name}",
         "",
-        f"- Network: {card.architecture}, {card.arguments}. One branch means that it was trained as "
-        "a single conv+BN each; its deployed form is that of the net with more branches.",
+        f"- Network: {card.architecture}, {card.arguments}.{single}",
         "- Data: CIFAR-10 as JPEG (quality 75, 4:2:0 chroma), lossy: figures on it are not comparable "
         f"with published ones. Trained on {card.data['images']:,} images, "
         f"validated on {card.accuracy['validation']['images']:,} split off the training part "
