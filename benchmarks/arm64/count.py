@@ -194,8 +194,7 @@ def main(folder: Path) -> None:
                 images = golden["images"][:IMAGES]
         result["macs"][name] = macs
         for cpu in emulator.BOARDS:
-            row = known.get((sha256(file), cpu)) or measure(name, file, cpu, images)
-            known.pop((row["sha256"], cpu), None)
+            row = known.pop((sha256(file), cpu), None) or measure(name, file, cpu, images)
             result["rows"].append(row)
             # Those that were not come to yet are kept, should this be interrupted.
             so_far = {**result, "rows": [*result["rows"], *known.values()]}

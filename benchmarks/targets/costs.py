@@ -241,12 +241,13 @@ def latency(table: Table, folder: Path, size: int) -> None:
     keys = [(name, size, precision) for name, *_ in networks() for precision in PRECISIONS]
     files = {key: folder / f"{key[0]}-{size}" / f"model_{key[2]}.tflite" for key in keys}
     files = {key: file for key, file in files.items() if file.exists()}
-    if all("x86" in table.row(key, file) for key, file in files.items()):
+    rows = {key: table.row(key, file) for key, file in files.items()}
+    if all("x86" in row for row in rows.values()):
         return
     medians = {row["model"]: row["median"] for row in bench([*files.values()], runs=RUNS)["rows"]}
     base = medians[str(files[BASE, size, "int8"])]
     for key, file in files.items():
-        table.row(key, file)["x86"] = round(medians[str(file)] / base, 4)
+        rows[key]["x86"] = round(medians[str(file)] / base, 4)
     table.machine = {"cpu": machine()["cpu"], "features": machine()["features"]}
     table.save()
 

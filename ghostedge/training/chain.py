@@ -70,8 +70,6 @@ def distill(
             imagenet_name(family)
     if not resume:
         Folder(output).require_unused()
-    elif not any(Path(output).rglob("state.pt")):
-        raise GhostEdgeError(f"{output} holds no run to resume.")
     guides = tuple(teachers)
     for number, (name, given) in enumerate(stages, 1):
         assists = number <= len(via)
@@ -84,7 +82,7 @@ def distill(
             distillation=Distillation(guides, strategy, temperature, alpha),
             budget=None if deadline is None else max(0.0, deadline - time.monotonic()),
             # A chain goes on with the stage that was interrupted; those after it are new.
-            resume=resume and (not via or Folder(place).state.exists()),
+            resume=resume and (number == 1 or Folder(place).state.exists()),
             **given,
         )
         guides = (*guides, str(best)) if STRATEGIES[strategy].dense else (str(best),)

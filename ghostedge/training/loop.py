@@ -573,21 +573,21 @@ def _finish(run: _Run, sets: Data) -> None:
     """Complete the best checkpoint: test accuracy, read once, and synthetic calibration images."""
     path = run.folder.path / "best.safetensors"
     card, tensors = checkpoint.read(path)
-    untested = sets.test is not None and "test" not in card.accuracy
+    finished = "test" in card.accuracy or checkpoint.CALIBRATION in tensors
+    test = None if "test" in card.accuracy else sets.test
     uncalibrated = card.architecture in ARCHITECTURES and checkpoint.CALIBRATION not in tensors
-    if not (untested or uncalibrated):
-        return  # a finished run that was resumed
+    if finished and test is None and not uncalibrated:
+        return  # and was resumed
     net = checkpoint.network(card, tensors, str(path)).to(run.place)
-    if untested:
-        assert sets.test is not None
+    if test is not None:
         try:
-            images = sets.test.read(card.pixels.size)
+            images = test.read(card.pixels.size)
         except GhostEdgeError as error:  # which shall not cost the training
             run.console.print(f"No test accuracy: {error}")
         else:
             _report_skipped(images.skipped, run.console)
-            test = Batches(images.pixels, images.labels, run.val.batch, run.place)
-            top1 = accuracy(OnPixels(net, card.pixels).to(run.place), test)
+            batches = Batches(images.pixels, images.labels, run.val.batch, run.place)
+            top1 = accuracy(OnPixels(net, card.pixels).to(run.place), batches)
             card.accuracy["test"] = {"top1": top1, "images": len(images)}
     if uncalibrated:
         run.console.print("Synthesising calibration images from the BatchNorm statistics")

@@ -18,7 +18,8 @@ class Recipe:
 
     epochs: int = 30
     batch: int | None = None
-    """Images in a step. None: 128, and fewer on small sets, so that an epoch has eight steps."""
+    """Images in a step. None: 128, and fewer on small sets, so that an epoch has eight steps or more; a
+    multiple of eight, which processes can share."""
     lr: float | None = None
     """Highest rate. None: 0.1 for SGD and 0.001 for AdamW at a batch of 128, less in proportion to
     smaller batches. (The paper's 0.01 is too low for a short schedule.)"""

@@ -371,6 +371,12 @@ def test_teachers_train_and_build_themselves_again(drawn_folder: Path, tmp_path:
     assert net(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 4)
 
 
+def test_a_teacher_without_test_images_is_finished_too(drawn_folder: Path, tmp_path: Path) -> None:
+    best = learn(drawn_folder / "train", tmp_path, model="airbench-0.1x", recipe=RECIPE)
+    assert set(checkpoint.read(best)[0].accuracy) == {"validation"}
+    assert best.with_name("curves.png").exists()
+
+
 def test_one_norm_after_the_sum_trains_and_builds_itself_again(
     drawn_folder: Path, tmp_path: Path
 ) -> None:
