@@ -18,6 +18,9 @@ An int8 tensor with scale 1/64 and zero point 0 then holds exactly the pixel min
 models need no normalisation op, lose nothing at the input, and pad with mid-grey.
 """
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's mean and std, of pixels in 0-1."""
+
 
 def span(images: np.ndarray) -> tuple[int, int]:
     """Return between which values 99% of the pixels of uint8 images lie, half a percent at either end."""

@@ -25,7 +25,7 @@ from ghostedge.files import sha256
 from ghostedge.models import fold, profile
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.synthetic import noise, synthesize
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import IMAGENET, PixelContract
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -33,7 +33,7 @@ PROBES = 4
 """Images that tell logits from probabilities."""
 
 READINGS = {
-    "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "ImageNet's mean and std": IMAGENET,
     "mean 0.5, std 0.5": ((0.5,) * 3, (0.5,) * 3),
     "mean 0, std 1": ((0.0,) * 3, (1.0,) * 3),
     "raw pixels (mean 0, std 0.00392157)": ((0.0,) * 3, (1 / 255,) * 3),

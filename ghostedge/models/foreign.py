@@ -22,10 +22,10 @@ from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models import create
 from ghostedge.models.ghostnetv3 import FULL, SMALL, STEM, Spec
 from ghostedge.models.layers import channels
-from ghostedge.pixels import PixelContract
+from ghostedge.pixels import IMAGENET, PixelContract
 
 
-class Source(NamedTuple):
+class Reading(NamedTuple):
     """How the nets of one implementation read an image: mean and std in 0-1, size in pixels."""
 
     mean: tuple[float, float, float]
@@ -34,9 +34,9 @@ class Source(NamedTuple):
 
 
 SOURCES = {
-    "reference": Source((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32),
-    "official": Source((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
-    "timm": Source((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224),
+    "reference": Reading((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 32),
+    "official": Reading(*IMAGENET, 224),
+    "timm": Reading(*IMAGENET, 224),
 }
 
 # fmt: off
@@ -215,11 +215,11 @@ def _labels(labels: list[str] | None, classes: int, source: str) -> list[str]:
 
 
 def _pixels(
-    mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None, source: Source
+    mean: Sequence[float] | None, std: Sequence[float] | None, size: int | None, own: Reading
 ) -> PixelContract:
-    mean = source.mean if mean is None else mean
-    std = source.std if std is None else std
-    return PixelContract.of_unit(source.size if size is None else size, mean, std)
+    mean = own.mean if mean is None else mean
+    std = own.std if std is None else std
+    return PixelContract.of_unit(own.size if size is None else size, mean, std)
 
 
 def _place(
