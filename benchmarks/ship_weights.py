@@ -18,7 +18,7 @@ from typing import Any
 
 import onnxruntime
 
-from ghostedge import checkpoint
+from ghostedge import checkpoint, markdown
 from ghostedge.convert import export
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import evaluate, paired
@@ -114,16 +114,16 @@ def describe(card: checkpoint.Checkpoint) -> str:
         "",
         "Points of top-1 that int8 loses, with the paired 95% interval:",
         "",
-        "| calibrated on | model | validation | test |",
-        "|---|---|---|---|",
     ]
+    rows = []
     for kind, models in card.accuracy["int8"].items():
         for model, figures in models.items():
             drops = [
                 f"{figures[f'{part}_drop']:.2f} ± {figures[f'{part}_interval']:.2f}"
                 for part in ("validation", "test")
             ]
-            lines.append(f"| {kind} images | {model} | {' | '.join(drops)} |")
+            rows.append([f"{kind} images", model, *drops])
+    lines.append(markdown.table(["calibrated on", "model", "validation", "test"], rows))
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 import ghostedge
-from ghostedge import checkpoint
+from ghostedge import checkpoint, markdown
 from ghostedge.bundle import read_manifest
 from ghostedge.files import atomic_write, sha256
 from ghostedge.models import profile
@@ -201,14 +201,12 @@ def main(folder: Path) -> None:
             atomic_write(results, json.dumps(so_far, indent=1) + "\n")
             print(f"{name:42} {file.name:18} {cpu} {row['instructions'] / 1e6:8.3f}", flush=True)
     atomic_write(results, json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
+    print(shown(result))
 
 
-def markdown(result: dict[str, Any]) -> str:
+def shown(result: dict[str, Any]) -> str:
     """Return the tables of README.md: counts in millions, where they go on an A72, agreement."""
-    counts = ["| network, model | MMACs | A53 | A72 | A76 |", "|---|---|---|---|---|"]
-    shares = [f"| network, model | {' | '.join(PARTS)} | the rest |", "|---|---|---|---|---|"]
-    same = ["| model | same top-1 | identical outputs | largest difference |", "|---|---|---|---|"]
+    counts, shares, same = [], [], []
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in result["rows"]:
         found.setdefault((row["network"], row["model"]), {})[row["cpu"]] = row
@@ -216,15 +214,20 @@ def markdown(result: dict[str, Any]) -> str:
         name = f"{network}, `{model}`"
         macs = result["macs"][network] / 1e6
         cells = [f"{cpus[cpu]['instructions'] / 1e6:.2f}" for cpu in cpus]
-        counts.append(f"| {name} | {macs:.1f} | {' | '.join(cells)} |")
+        counts.append([name, f"{macs:.1f}", *cells])
         a72 = cpus["cortex-a72"]
         millions = [f"{v * a72['instructions'] / 1e6:.2f}" for v in a72["parts"].values()]
-        shares.append(f"| {name} | {' | '.join(millions)} |")
+        shares.append([name, *millions])
         worst = [min(row["same_top1"] for row in cpus.values())]
         worst.append(min(row["exact"] for row in cpus.values()))
         furthest = max(row["largest_difference"] for row in cpus.values())
-        same.append(f"| {name} | {worst[0]:.1%} | {worst[1]:.1%} | {furthest:.2g} |")
-    return "\n\n".join("\n".join(lines) for lines in (counts, shares, same))
+        same.append([name, *(f"{share:.1%}" for share in worst), f"{furthest:.2g}"])
+    tables = [
+        (["network, model", "MMACs", "A53", "A72", "A76"], counts),
+        (["network, model", *PARTS, "the rest"], shares),
+        (["model", "same top-1", "identical outputs", "largest difference"], same),
+    ]
+    return "\n\n".join(markdown.table(heading, rows) for heading, rows in tables)
 
 
 if __name__ == "__main__":

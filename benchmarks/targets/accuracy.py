@@ -29,7 +29,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from ghostedge import checkpoint
+from ghostedge import checkpoint, markdown
 from ghostedge.errors import GhostEdgeError
 from ghostedge.files import atomic_file
 from ghostedge.targets import BASE, TARGETS, costs_of
@@ -165,14 +165,14 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
 def accuracies(nets: dict[str, Sequence[Point]], costs: Costs) -> str:
     """Return every network's mean accuracies, by part, and its costs, cheapest on a desktop first."""
     heads = ["network", "seeds", *nets, *costs]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     groups = zip(*nets.values(), strict=True)
     for group in sorted(groups, key=lambda group: costs["desktop"][group[0].name]):
         name = group[0].name
         cells = [name, f"{len(group[0].top1)}", *(f"{net.mean:.1f}" for net in group)]
         cells += [f"{there[name]:.3g}" for there in costs.values()]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(heads, rows)
 
 
 def verdicts(nets: Sequence[Point], costs: Costs) -> str:
@@ -181,7 +181,7 @@ def verdicts(nets: Sequence[Point], costs: Costs) -> str:
     """
     ours = [net for net in nets if net.name.startswith(OURS)]
     heads = ["network", *costs]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for peer in nets:
         if peer in ours:
             continue
@@ -193,8 +193,8 @@ def verdicts(nets: Sequence[Point], costs: Costs) -> str:
             gain, share = max(gains, default=-math.inf), min(shares, default=math.inf)
             cell = f"{gain:+.1f} / {share:.2f}".replace("-inf", "-").replace("inf", "-")
             cells.append(cell if gain >= GAIN or share <= SHARE else f"**{cell}**")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(heads, rows)
 
 
 def plain() -> dict[str, float]:
@@ -216,7 +216,7 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
     """Return, for each net of ours, its gain on the paper's and the share of its plain conversion's cost."""
     (paper,) = (net for net in nets if net.name == BASE)
     heads = ["network", "points", *(f"{target}, goal {goal:.2f}" for target, goal in PAPER.items())]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     ours = [net for net in nets if net.name.startswith(OURS)]
     base = plain()
     for net in sorted(ours, key=lambda net: costs["desktop"][net.name]):
@@ -225,8 +225,8 @@ def against_paper(nets: Sequence[Point], costs: Costs) -> str:
         for target, goal in PAPER.items():
             met = net.mean >= paper.mean and shares[target] <= goal
             cells.append(f"**{shares[target]:.2f}**" if met else f"{shares[target]:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(heads, rows)
 
 
 def main(*files: str) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ghostedge import markdown
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.audit import audit
 from ghostedge.convert.ranges import observe
@@ -204,19 +205,19 @@ def main(folder: Path, *steps: str) -> None:
                     continue
                 table.save()
                 print(step, json.dumps(row), flush=True)
-    print(markdown(table))
+    print(tables(table))
 
 
 def shown(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def markdown(table: Table) -> str:
+def tables(table: Table) -> str:
     """Return the tables of README.md: int8 (fp32), for each image size."""
     heads = ["network", "MMACs", "x86", "A53", "A72", "A76", "TFLM kB", "flash kB", "peak kB"]
     parts = []
     for size in SIZES:
-        lines = [f"At {size}x{size}:\n", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        rows = []
         for name, _, _ in networks():
             both = [table.rows.get((name, size, precision), {}) for precision in PRECISIONS]
             if not both[0]:
@@ -231,8 +232,8 @@ def markdown(table: Table) -> str:
             cells += [pair(cpu, 1e6) for cpu in emulator.BOARDS]
             cells.append(shown(both[0]["arena"] / 1e3) if "arena" in both[0] else "-")
             cells += [pair("bytes", 1e3), pair("peak_activation_bytes", 1e3)]
-            lines.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            rows.append(cells)
+        parts += [f"At {size}x{size}:", markdown.table(heads, rows)]
     return "\n\n".join(parts)
 
 

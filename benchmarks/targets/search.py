@@ -36,7 +36,7 @@ from costs import (
 )
 from torch import Tensor, nn
 
-from ghostedge import checkpoint
+from ghostedge import checkpoint, markdown
 from ghostedge.files import atomic_write
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
@@ -255,7 +255,7 @@ def main(folder: Path, *steps: str) -> None:
             note(name, arena=arena(file.with_name("model_int8_io.tflite")))
     if "latency" in steps:
         latency(folder, files)
-    print(markdown(stored()))
+    print(shown(stored()))
 
 
 def latency(folder: Path, files: dict[str, Path]) -> None:
@@ -270,12 +270,10 @@ def latency(folder: Path, files: dict[str, Path]) -> None:
         note(name, x86=round(medians[str(file)] / medians[str(base)], 4))
 
 
-def markdown(table: dict[str, Any]) -> str:
-    lines = [
-        "| candidate | parameters | MMACs | x86 | A53 | A72 | A76 | TFLM kB | 10 epochs | 30 epochs "
-        "| what it tries |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def shown(table: dict[str, Any]) -> str:
+    heads = ["candidate", "parameters", "MMACs", "x86", "A53", "A72", "A76", "TFLM kB"]
+    heads += ["10 epochs", "30 epochs", "what it tries"]
+    rows = []
     for name, entry in entries().items():
         row = table.get(name, {})
         if "parameters" not in row:  # trained alone, so far
@@ -295,8 +293,8 @@ def markdown(table: dict[str, Any]) -> str:
             cells.append(
                 ", ".join(f"{top1:.1f}{k}" for seeds, k in runs for top1 in seeds.values())
             )
-        lines.append(f"| {' | '.join([*cells, entry.tries])} |")
-    return "\n".join(lines)
+        rows.append([*cells, entry.tries])
+    return markdown.table(heads, rows)
 
 
 if __name__ == "__main__":

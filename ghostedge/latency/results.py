@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ghostedge import markdown
 from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.files import atomic_write
 from ghostedge.latency import runner
@@ -212,9 +213,7 @@ def _change(what: str, before: float | None, after: float | None, unit: str) -> 
 def _markdown(results: Sequence[Result]) -> str:
     parts = ["# Latency"]
     for title, heading, rows in tables(results):
-        lines = [heading, ["---"] * len(heading), *rows]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in cells)]
+        parts += [f"## {title}", markdown.table(heading, rows)]
     for name, result in zip(result_names(results), results, strict=True):
         parts += [f"{name}: {conditions(result)}.", *(f"- {line}" for line in result["warnings"])]
     return "\n\n".join([*parts, runner.PROTOCOL, *_methods(results)]) + "\n"

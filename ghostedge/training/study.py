@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from ghostedge import checkpoint
+from ghostedge import checkpoint, markdown
 from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, needing, require
 from ghostedge.files import atomic_file, atomic_write, read_toml, sha256
@@ -640,13 +640,11 @@ def _write(
     writer.writeheader()
     writer.writerows({**row, "teachers": " ".join(row["teachers"])} for row in rows)
     atomic_write(output / "results.csv", text.getvalue())
-    heading, cells = table(rows)
-    lines = [heading, ["---"] * len(heading), *cells]
     devices = sorted({run["device"] for run in runs.values()})
     spent = f"{sum(row['hours'] for row in rows):.3g} hours of training on {', '.join(devices)}."
     atomic_write(
         output / "results.md",
-        "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        f"{markdown.table(*table(rows))}\n"
         + "".join(f"\n{line}\n" for line in (*caption(rows, settings), spent if runs else "")),
     )
 
