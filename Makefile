@@ -25,7 +25,7 @@ test: .venv/test .venv-other/demo .venv-mediapipe/1.2.2 .venv-triton/2.73.0 .ven
 # Stamps: an environment is installed once, and again when pyproject.toml changes.
 SIZE := 4 to 5 GB to download, 8 GB on disk (PyPI's PyTorch brings CUDA along; no GPU is needed)
 .venv/demo: EXTRAS := export,bench
-.venv/test: EXTRAS := all,test
+.venv/test: EXTRAS := all,cluster,test
 .venv/demo .venv/test: pyproject.toml | .venv/bin/python
 	@echo "Installing into .venv what is not there yet: at most $(SIZE)."
 	.venv/bin/python -m pip install --editable '.[$(EXTRAS)]'

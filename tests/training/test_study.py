@@ -471,3 +471,22 @@ def test_a_cluster_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(GhostEdgeError, match=r"pip install 'ghostedge\[cluster\]'"):
         study(write(tmp_path, f"[arms.a]\n{TINY}"), tmp_path / "out", cluster=True)
+
+
+def test_a_cluster_gives_the_same_runs(
+    tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where Ray keeps a token
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as Ray has it for a task of one CPU
+    text = f"[defaults]\n{TINY}[arms.student]\nteachers = ['teacher']\n[arms.teacher]\n"
+    file = write(tmp_path, text.replace("drawn:2", str(few_images)))
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert study(file, here).states == {}
+    assert study(file, there, cluster=True).states == {}
+    for run in ("teacher", "student"):
+        one, other = (
+            checkpoint.read(folder / f"runs/{run}/seed-0/best.safetensors")
+            for folder in (here, there)
+        )
+        assert one[0].accuracy == other[0].accuracy
+        assert all((value == other[1][name]).all() for name, value in one[1].items())
