@@ -97,6 +97,9 @@ def _check_structure(manifest: dict[str, Any]) -> None:
         expect(Path(name).name == name, f"{name} lies outside the bundle")
         expect(isinstance(entry["sha256"], str), f"sha256 of {name}")
     expect({LABELS, GOLDEN} <= set(manifest["files"]), "files")
+    for stage in manifest["stages"]:
+        for parity in stage["parity"].values():
+            expect(parity["top1"] is None or parity["images"] > 0, f"images of {stage['name']}")
     expect(manifest["golden"]["images"] > 0, "golden images")
     for entry in manifest["golden"]["expected"]:
         expect(entry["artefact"] in manifest["artefacts"], entry["artefact"])
@@ -110,11 +113,19 @@ def read_labels(path: Path) -> list[str]:
     Raises GhostEdgeError for a file that cannot be read as such.
     """
     try:
-        return path.read_text("utf-8-sig").rstrip().splitlines()
+        return label_lines(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise GhostEdgeError(
             f"{path} cannot be read ({error}): write one label a line, in UTF-8."
         ) from error
+
+
+def label_lines(text: str) -> list[str]:
+    """Return the labels of a text with one a line; blank lines at its end are none."""
+    lines = text.replace("\r\n", "\n").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -50,8 +51,14 @@ def _options(
 
 def main() -> None:
     """Run the command line. Bad input ends in one sentence and exit code 2, a failed check in 1."""
+    table = ""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no valid UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(prog_name="ghostedge", standalone_mode=False))
+    except CheckFailed as error:
+        message, table, code = error.args[0], error.table, error.exit_code
     except GhostEdgeError as error:
         message, code = str(error), error.exit_code
     except OSError as error:
@@ -66,7 +73,9 @@ def main() -> None:
         if not message:  # the help was shown instead
             sys.exit(code)
         message += f"{'' if message.endswith(('.', '?')) else '.'} Add --help to see what fits."
-    print(f"ghostedge: {' '.join(message.split())}", file=sys.stderr)
+    print(
+        "\n".join(filter(None, (f"ghostedge: {' '.join(message.split())}", table))), file=sys.stderr
+    )
     sys.exit(code)
 
 
@@ -333,7 +342,7 @@ def bench(
         results.writer(output)
     if profile and on:
         raise GhostEdgeError("--profile is of files on this CPU: leave out --on or --profile.")
-    found, failures = [], []
+    found, failures, code = [], [], 0
     hosts: list[str | None] = [*on] if on else [None]
     for host in hosts:
         try:
@@ -351,10 +360,14 @@ def bench(
             continue
         except KeyboardInterrupt:
             print(f"\nStopped; nothing is left on {host or 'this machine'}.", file=sys.stderr)
-            sys.exit(130)
+            code = 130
+            break
         found.append(result)
-    if profile and found:
-        add_profiles(found[0])
+    if profile and found and not code:
+        try:
+            add_profiles(found[0])
+        except GhostEdgeError as error:
+            failures.append(error)
     if found:
         for table in results.tables(found):
             _table(*table)
@@ -363,6 +376,8 @@ def bench(
         if output is not None:
             results.write(found, output)
             print(f"Wrote {output}")
+    if code:
+        sys.exit(code)
     if failures:
         raise GhostEdgeError(" ".join(map(str, failures)))
 
@@ -652,7 +667,7 @@ def _run_training(
         )
     except KeyboardInterrupt:
         hint = "Stopped before the end of the first epoch."
-        if any(output.rglob("state.pt")):
+        if any([*output.glob("state.pt"), *output.glob("assistants/*/state.pt")]):
             hint = f"Stopped. The same command with --resume continues {output}."
         print(f"\n{hint}", file=sys.stderr)
         sys.exit(130)

@@ -14,9 +14,19 @@ class GhostEdgeError(Exception):
 
 
 class CheckFailed(GhostEdgeError):
-    """A result that was produced, measured and found outside its limit. Exits with 1."""
+    """A result that was produced, measured and found outside its limit. Exits with 1.
+
+    table: what was measured, for a terminal, where it takes more than a sentence.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, table: str = "") -> None:
+        super().__init__(message)
+        self.table = table
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.args[0], self.table)))
 
 
 class Paused(GhostEdgeError):

@@ -91,7 +91,8 @@ def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterato
     """
     path = Path(os.path.realpath(path))
     with reported(path), _parents(path):
-        _refuse_foreign(path, replaceable)
+        with _locked(path.parent):
+            _refuse_foreign(path, replaceable)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         retired = temporary.with_name(f"{temporary.name}.old")
         try:
@@ -101,6 +102,7 @@ def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterato
                 if file.is_file():
                     _flush(file)
             with _locked(path.parent):
+                _refuse_foreign(path, replaceable)  # what came into it meanwhile
                 try:
                     if path.exists():
                         path.replace(retired)
@@ -114,12 +116,15 @@ def atomic_directory(path: Path, replaceable: Callable[[Path], bool]) -> Iterato
 
 
 def _refuse_foreign(path: Path, replaceable: Callable[[Path], bool]) -> None:
-    with _locked(path.parent):
-        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
-            raise GhostEdgeError(
-                f"{path} exists, and it or something in it was not made by this command: it would be lost. "
-                "Name another folder with --output."
-            )
+    if Path.cwd().is_relative_to(path):
+        raise GhostEdgeError(
+            f"{path} is or holds the folder you are in, and would be replaced: name another with --output."
+        )
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or replaceable(path))):
+        raise GhostEdgeError(
+            f"{path} exists, and it or something in it was not made by this command: it would be lost. "
+            "Name another folder with --output."
+        )
 
 
 @contextlib.contextmanager

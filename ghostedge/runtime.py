@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint
-from ghostedge.bundle import LABELS, is_bundle, read_labels, read_manifest
+from ghostedge.bundle import LABELS, is_bundle, label_lines, read_labels, read_manifest
 from ghostedge.errors import GhostEdgeError
 
 
@@ -141,7 +141,7 @@ class LiteRT(Backend):
         details = [t for t in self.net.get_tensor_details() if t["index"] not in outer]
         held = {tensor["dtype"] for tensor in details}
         self.precision = "fp16" if np.float16 in held else "fp32"
-        if np.int8 in held:
+        if held & {np.int8, np.uint8}:
             self.precision = "mixed" if np.float32 in held else "int8"
 
     def prepare(self, images: np.ndarray) -> None:
@@ -162,6 +162,7 @@ class OnnxRuntime(Backend):
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
 
+        self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -189,14 +190,21 @@ class OnnxRuntime(Backend):
         # The op's name stands in the file as plain bytes; reading it properly would take onnx.
         self.precision = "int8" if b"QuantizeLinear" in content else "fp32"
         named = self.session.get_modelmeta().custom_metadata_map.get("labels")
-        self.labels = named.splitlines() if named else None
+        self.labels = label_lines(named) if named else None
         self.name = inputs[0].name
 
     def prepare(self, images: np.ndarray) -> None:
         self.feed = {self.name: np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)}
 
     def invoke(self) -> None:
-        self.output = self.session.run(None, self.feed)[0]
+        try:
+            self.output = self.session.run(None, self.feed)[0]
+        except Exception as error:
+            count = len(self.feed[self.name])
+            raise GhostEdgeError(
+                f"{self.path} does not compute {count} images at once ({_reason(error)}): where it has a "
+                "fixed batch inside, export it again with a free batch axis."
+            ) from error
 
     def result(self) -> np.ndarray:
         return self.output
@@ -411,7 +419,7 @@ def _packed_labels(content: bytes) -> list[str] | None:
     with zipfile.ZipFile(file) as archive:
         if LABELS not in archive.namelist():
             return None
-        return archive.read(LABELS).decode("utf-8-sig").rstrip().splitlines()
+        return label_lines(archive.read(LABELS).decode("utf-8-sig"))
 
 
 def _is_image(sides: Sequence[Any], channels: Sequence[Any]) -> bool:
@@ -428,11 +436,14 @@ def _no_classifier(path: Path, ends: list[list[tuple[str, Any]]], image: str) ->
 
 
 def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
-    reason = " ".join(str(error).split()).rstrip(".")
     return GhostEdgeError(
-        f"{runtime} cannot load {path} ({reason}): it is damaged or no {path.suffix} model; "
+        f"{runtime} cannot load {path} ({_reason(error)}): it is damaged or no {path.suffix} model; "
         "export or copy it again."
     )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 _silence = threading.Lock()

@@ -89,7 +89,7 @@ def rank(
     """
     costs, unit, source = costs_of(target, imgsz)
     tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
-    sizes = {row["network"]: row["bytes"] / 1e3 for row in _int8()}
+    sizes = {row["network"]: row["bytes"] / 1e3 for row in _int8() if row["size"] == imgsz}
     small = target in TARGETS and TARGETS[target].small
     found = [
         Choice(name, costs[name], top, sizes.get(name, math.nan))

@@ -170,6 +170,7 @@ def write_bundle(folder: Path, images: int = 6) -> Path:
         },
         "files": {"labels.txt": {}, "golden.npz": {}},
         "golden": {"images": images, "expected": wanted},
+        "stages": [],
     }
     rewrite_manifest(folder, manifest)
     return folder

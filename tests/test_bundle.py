@@ -217,6 +217,7 @@ def test_what_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
         (before.replace('"format": 1', '"format": 2'), "has bundle format 2 .* reads 1"),
         (before.replace('"files"', '"flies"'), "is damaged .*files"),
         (before.replace('"step"', '"stride"'), "is damaged"),
+        (before.replace('"stages"', '"pages"'), "is damaged .*stages"),
         (before.replace('"labels.txt"', '"../labels.txt"'), "is damaged .*outside"),
         (before.replace("onnxruntime", "caffe"), "is damaged .*runtime of model.onnx"),
     ):

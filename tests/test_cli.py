@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -130,6 +131,7 @@ def write_old_bundle(folder: Path) -> Path:
         "artefacts": {},
         "files": {name: {"sha256": ""} for name in ("labels.txt", "golden.npz")},
         "golden": {"images": 1, "expected": []},
+        "stages": [],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "labels.txt").write_text("a\nb\n")
@@ -632,6 +634,24 @@ def test_predict_eval_and_bench(
     file, page = tmp_path / "times.json", tmp_path / "times.html"
     assert run("compare", file, file, "--output", page) == 0
     assert "side by side" in capsys.readouterr().out and page.read_text().startswith("<!doctype")
+
+
+def test_what_cannot_be_profiled_was_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, times = write_onnx(tmp_path / "model.onnx"), tmp_path / "times.json"
+    model = onnx.load(file)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for node in model.graph.node:
+        node.input[:] = ["floats" if name == "image" else name for name in node.input]
+    cast = onnx.helper.make_node("Cast", ["image"], ["floats"], to=onnx.TensorProto.FLOAT)
+    model.graph.node.insert(0, cast)
+    onnx.save(model, file)
+    assert run("bench", file, "--runs", 5, "--profile", "--output", times) == 2
+    said = capsys.readouterr()
+    assert "5 interleaved rounds" in said.out and "than one float image" in said.err
+    (found,) = json.loads(times.read_text())["results"]
+    assert len(found["rows"]) == 1 and "profiles" not in found
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str], picture: Path) -> None:

@@ -229,6 +229,30 @@ def test_a_failure_keeps_the_old_folder(
     assert listing(tmp_path) == ["old", "old/content"]
 
 
+def test_the_folder_one_is_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deep")
+    for path in (Path(), Path(".."), tmp_path / "here"):
+        assert "holds the folder you are in" in refused(path, directory=True)
+    assert listing(tmp_path) == ["here", "here/deep"]
+
+
+def test_what_came_into_a_folder_meanwhile_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def writes() -> None:
+        with atomic_directory(out, lambda path: listing(path) == ["old"]) as temporary:
+            (temporary / "new").touch()
+            out.mkdir(exist_ok=True)
+            (out / "notes.txt").write_text("mine")
+
+    for before in ([], ["out/old"]):
+        with pytest.raises(GhostEdgeError, match="was not made by this command"):
+            writes()
+        assert listing(tmp_path) == ["out", "out/notes.txt", *before]
+        (out / "notes.txt").rename(out / "old")
+
+
 def test_what_is_somebodys_own_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")

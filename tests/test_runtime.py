@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -137,6 +138,8 @@ def test_labels(tmp_path: Path) -> None:
     beside = tmp_path / "labels.txt"
     beside.write_bytes("\ufeffä\r\nb\r\nc\r\nd\r\n\r\n".encode())
     assert Classifier(plain).labels == Classifier(named).labels == ["ä", "b", "c", "d"]
+    beside.write_text("a\u2028\n \nc\nd \n\n", "utf-8")
+    assert Classifier(plain).labels == ["a\u2028", " ", "c", "d "]
     beside.write_text("a\nb\n")
     with pytest.raises(GhostEdgeError, match=r"has 4 classes and .*labels\.txt names 2 labels"):
         Classifier(plain)
@@ -244,6 +247,19 @@ def test_models_that_are_no_classifiers(tmp_path: Path) -> None:
     logits = Classifier(write_onnx(tmp_path / "logits.onnx", softmax=False))
     with pytest.raises(GhostEdgeError, match="lacks the final softmax"):
         logits(pictures(9))
+
+
+def test_a_batch_that_is_fixed_inside(tmp_path: Path) -> None:
+    model = onnx.load(write_onnx(tmp_path / "model.onnx"))
+    graph = model.graph
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 4]), "one"))
+    graph.node[-1].output[0] = "free"
+    graph.node.append(onnx.helper.make_node("Reshape", ["free", "one"], ["probabilities"]))
+    onnx.save(model, tmp_path / "fixed.onnx")
+    found = Classifier(tmp_path / "fixed.onnx")
+    assert found(pictures(1)).shape == (1, 4)
+    with pytest.raises(GhostEdgeError, match=r"fixed\.onnx does not compute 2 images at once \("):
+        found(pictures(2))
 
 
 def test_loading_says_nothing(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -48,7 +48,7 @@ def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         row |= {"bytes": size}
         rows += [row | {"precision": "int8"}, row | {"precision": "fp32", "x86": 0.01}]
         if network != "mobilenetv2-0.5x":
-            rows.append(row | {"precision": "int8", "size": 96})
+            rows.append(row | {"precision": "int8", "size": 96, "bytes": size - 1000})
     file = tmp_path / "costs.json"
     file.write_text(json.dumps({"command": "made up", "rows": rows}))
     monkeypatch.setattr(targets, "COSTS", file)

@@ -2,9 +2,9 @@
 
     python benchmarks/targets/costs.py FOLDER [models] [instructions] [arena] [latency]
 
-Without the last words all four are done, in this order; FOLDER keeps the models. What the table has of
-the same file is taken over, so that an interrupted run goes on; 32 pixels and int8 come first. Weights
-are random: a cost hardly depends on them.
+Without the last words all four are done, in this order; FOLDER keeps the models: name a new one after a
+network or the export changed. What the table has of the same file is taken over, so that an interrupted
+run goes on; 32 pixels and int8 come first. Weights are random: a cost hardly depends on them.
 
 - models: each net, single-branch, folded, through the export's own way to TFLite: bytes of flash,
   XNNPACK partitions, largest sum of the activations alive at once, MACs.
@@ -94,10 +94,10 @@ def convert(net: nn.Module, size: int, folder: Path) -> None:
     core = to_onnx.simplified(to_onnx.core(fold(net), pixels, to_onnx.TFLITE_OPSET), 1)
     model = to_tflite.convert(core)["fp32"]
     ranges = observe(model, noise(size)[:16])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, io in (("int8", "uint8"), ("int8_io", "int8")):
-        (folder / f"model_{name}.tflite").write_bytes(to_int8_tflite.quantize(model, ranges, io))
-    (folder / "model_fp32.tflite").write_bytes(model)
+    atomic_write(folder / "model_fp32.tflite", model)
+    for name, io in (("int8_io", "int8"), ("int8", "uint8")):  # the last says that all are there
+        content = to_int8_tflite.quantize(model, ranges, io)
+        atomic_write(folder / f"model_{name}.tflite", content)
 
 
 def describe(file: Path, net: nn.Module, size: int) -> dict[str, Any]:
@@ -127,8 +127,8 @@ def instructions(file: Path, size: int) -> dict[str, int]:
     return {cpu: round(run.instructions) for cpu, run in zip(emulator.BOARDS, runs, strict=True)}
 
 
-def arena(file: Path) -> int | str:
-    """Return the bytes that TFLM needs beside the model, or why it cannot run it."""
+def arena(file: Path) -> int:
+    """Return the bytes that TFLM needs beside the model."""
     done = subprocess.run([TFLM, "-c", ARENA, file], capture_output=True, text=True)
     version, _, said = (done.stdout + done.stderr).partition("\n")
     if version != VERSIONS["tflite-micro"]:
@@ -137,8 +137,7 @@ def arena(file: Path) -> int | str:
         )
     found = re.search(r"Arena allocation total (\d+) bytes", said)
     if found is None:
-        lines = said.strip().splitlines()
-        return next((line for line in lines if "op" in line.lower()), lines[-1])
+        sys.exit(f"TensorFlow Lite Micro cannot run {file}:\n{said}")
     return int(found[1])
 
 

@@ -194,6 +194,11 @@ def build(name: str) -> nn.Module:
     return fixed_statistics(Candidate(**entries()[name].arguments))
 
 
+def form(name: str) -> str:
+    """Return a hash of what a candidate is made of."""
+    return hashlib.sha256(repr(entries()[name].arguments).encode()).hexdigest()[:8]
+
+
 def place(folder: Path, name: str) -> Path:
     return folder / name.replace(" ", "_").replace(",", "").replace("/", "s")
 
@@ -206,8 +211,10 @@ def note(name: str, **figures: Any) -> dict[str, Any]:
     """Add to a candidate's row of the table, and return it; other steps may run at once."""
     table = stored()
     row = table.get(name, {})
-    if "macs" in figures and not same(row, figures):  # what another model cost does not hold
-        row = {key: row[key] for key in ("validation",) if key in row}
+    if row.get("form") != form(name):  # another candidate had that name
+        row = {"form": form(name)}
+    elif "macs" in figures and not same(row, figures):  # what another model cost does not hold
+        row = {key: row[key] for key in ("form", "validation") if key in row}
     table[name] = {**row, **figures}
     atomic_write(RESULTS, json.dumps(table, indent=1) + "\n")
     return table[name]
@@ -223,13 +230,12 @@ def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
             # Beside the teachers, which need no calibration images at the end.
             made = functools.partial(Candidate, **entries()[name].arguments)
             TEACHERS["candidate"] = Architecture(made, name)
-            form = hashlib.sha256(repr(entries()[name].arguments).encode()).hexdigest()[:8]
-            run = place(folder, name) / f"{epochs}-epochs-{form}" / f"seed-{seed}"
+            run = place(folder, name) / f"{epochs}-epochs-{form(name)}" / f"seed-{seed}"
             going = (run / "state.pt").exists()
             recipe = dataclasses.replace(arm.recipe, seed=seed, epochs=int(epochs))
             best = train(data, run, model="candidate", recipe=recipe, resume=going)
             top1 = checkpoint.read(best)[0].accuracy["validation"]["top1"]
-            known = stored().get(name, {}).get("validation", {})
+            known = note(name).get("validation", {})
             known.setdefault(f"{epochs}{precision}", {})[str(seed)] = top1
             note(name, validation=known)
 
@@ -240,7 +246,7 @@ def main(folder: Path, *steps: str) -> None:
         return
     steps, files = steps or STEPS, {}
     for name in entries():
-        file = place(folder, name) / "model_int8.tflite"
+        file = place(folder, name) / form(name) / "model_int8.tflite"
         if "models" in steps and not file.exists():
             convert(build(name), 32, file.parent)
         if not file.exists():

@@ -129,8 +129,10 @@ def read(file: Path, size: int) -> np.ndarray:
     Turned as its EXIF says, transparency over white, 16-bit grey scaled to 8 bits. Raises
     ValueError, which says why, for what is no picture or is damaged.
     """
-    from PIL import Image, ImageOps
-
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        stop("a picture takes Pillow: sudo apt install python3-pil")
     try:
         with Image.open(file) as stored:
             stored.draft(None, (2 * size, 2 * size))  # a JPEG is decoded at a fraction of its size
@@ -172,8 +174,10 @@ def camera(source: str) -> Frames:
 
 
 def opencv(source: str | int) -> Frames:
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:
+        stop("a video or a USB camera takes OpenCV: sudo apt install python3-opencv")
     video = cv2.VideoCapture(source)
     if isinstance(source, int):
         video.set(cv2.CAP_PROP_FRAME_WIDTH, FRAME[0])
@@ -183,6 +187,8 @@ def opencv(source: str | int) -> Frames:
     try:
         while True:
             found, picture = video.read()
+            if not found and isinstance(source, int):
+                stop(f"camera {source} gives no more pictures.")
             if not found:
                 return
             yield str(source), picture[..., ::-1]  # OpenCV's frames have blue first

@@ -320,8 +320,15 @@ def run_onnx(path: Path) -> tuple[onnx.ModelProto, list[list[Tensor]]]:
 
 
 def black(session: Any, path: Path) -> dict[str, np.ndarray]:
-    """Return one black image as the input of a session; raises GhostEdgeError where its size is free."""
-    given = session.get_inputs()[0]
+    """Return one black image as the input of a session.
+
+    Raises GhostEdgeError where it takes anything else, or an image of any size.
+    """
+    given, *others = session.get_inputs()
+    if others or given.type != "tensor(float)":
+        raise GhostEdgeError(
+            f"{path} takes more, or other, than one float image: it has no profile."
+        )
     batch, *sides = given.shape
     if not all(isinstance(side, int) for side in sides):
         raise GhostEdgeError(ANY_SIZE.format(path))

@@ -81,6 +81,11 @@ def gather(plan: Plan, subject: Subject) -> Evidence:
             continue
         chosen = sample(source, within, plan.check_samples, plan.seed)
         images = source.read(size, chosen)
+        if not len(images):
+            raise GhostEdgeError(
+                f"{source.name} leaves no image for {name}: give every class at least two, or a val/ "
+                "folder."
+            )
         labels = match_classes(source.classes, names)[images.labels]
         sets[name] = ImageSet(images.pixels, labels)
         skipped += len(images.skipped)

@@ -73,7 +73,14 @@ class OnnxNet:
         for start in range(0, len(values), batch):
             part = np.ascontiguousarray(values[start : start + batch])
             fed = part if self.batch is None else np.resize(part, (batch, *part.shape[1:]))
-            found.append(self.session.run(None, {self.input.name: fed})[0][: len(part)])
+            try:
+                scores = self.session.run(None, {self.input.name: fed})[0]
+            except Exception as error:  # ONNX Runtime's error classes share no other base
+                raise GhostEdgeError(
+                    f"The model does not compute {len(fed)} images at once ({_words(error)}): where it "
+                    "has a fixed batch inside, export it again with a free batch axis."
+                ) from error
+            found.append(scores[: len(part)])
         return np.concatenate(found)
 
 

@@ -191,6 +191,15 @@ def _replaceable(folder: Path) -> bool:
     return {entry.name for entry in folder.iterdir()} <= made
 
 
+def _versions() -> dict[str, str]:
+    """Return the versions of PACKAGES; a variant such as tensorflow-cpu goes by another name."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 class _Export:
     """One export under way, in the folder that becomes the bundle."""
 
@@ -321,7 +330,9 @@ class _Export:
         onnx.save(model, self.model)
         if "onnx" in self.plan.format:
             shutil.copy(self.model, self.folder)
-        self.core = self.subject.core(to_onnx.TFLITE_OPSET)
+        self.core = core
+        if self.plan.opset != to_onnx.TFLITE_OPSET:
+            self.core = self.subject.core(to_onnx.TFLITE_OPSET)
 
     def to_tflite(self) -> None:
         from ghostedge.convert import to_onnx, to_tflite
@@ -455,7 +466,7 @@ class _Export:
             "skipped_images": self.evidence.skipped,
             "opset": self.plan.opset,
             "limits": dataclasses.asdict(self.plan.limits),
-            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "versions": _versions(),
         }
         write_manifest(self.folder, manifest)
         with self.step("time and profile"):

@@ -186,7 +186,7 @@ def repair(
                 reason = found
         if len(done) == len(names):
             return done, rows
-    raise CheckFailed(f"{reason} Nothing that was tried is inside:\n{as_text(rows)}")
+    raise CheckFailed(f"{reason} Nothing that was tried is inside:", as_text(rows))
 
 
 class Files:

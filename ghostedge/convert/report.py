@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ghostedge import markdown
 from ghostedge.bundle import GOLDEN, REPORTS
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def write_reports(
         "plot": noise_plot(layers),
         "audit_note": AUDIT_NOTE,
         "golden_png": _contact_sheet(folder),
+        "markdown": markdown.table,
     }
     for name in REPORTS:
         text = environment.get_template(f"{name}.jinja").render(facts)

@@ -85,6 +85,12 @@ class Subject:
                     "nothing names: give their names in the order of its outputs, --labels FILE."
                 )
             self.labels = list(classes or (f"class {i}" for i in range(self.classes)))
+        for label in self.labels:
+            if not label.strip() or "\n" in label:
+                raise GhostEdgeError(
+                    f"{self.name} has a class named {label!r}, and labels.txt holds one name a line: give "
+                    "it another."
+                )
         return self.labels
 
     def doubts(self, images: ImageSet, found: np.ndarray) -> list[str]:

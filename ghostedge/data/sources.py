@@ -385,6 +385,12 @@ def _classes(root: Path, skipped: list[tuple[str, str]]) -> dict[str, list[tuple
     stray = []
     for entry in _entries(root):
         if entry.is_dir():
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError as error:
+                raise GhostEdgeError(
+                    f"{root} has a class folder {entry.name!r}, a name that is no UTF-8: rename it."
+                ) from error
             found.setdefault(_nfc(entry.name), []).extend(_files(entry.path, skipped))
         elif Path(entry.name).suffix.casefold() in SUFFIXES:
             stray.append((entry.path, "not in a class folder"))
@@ -426,10 +432,14 @@ def _torchvision(spec: str, download: bool) -> Data:
     try:
         # With CIFAR the test images come in the same archive as the training images.
         train, test = (kind(root, **part, download=download) for part in parts)
-    except RuntimeError as error:
+    except (
+        AssertionError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # of a file's content, the first and last
         raise GhostEdgeError(
             f"{spec} is not in {root / getattr(kind, 'base_folder', '')}, or damaged: add --download "
-            "to fetch it, or set GHOSTEDGE_DATA to the folder it is in."
+            "to fetch it, after deleting what is damaged, or set GHOSTEDGE_DATA to the folder it is in."
         ) from error
     except OSError as error:
         raise GhostEdgeError(

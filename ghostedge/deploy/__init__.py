@@ -267,7 +267,7 @@ def verify_deployed(
     made_from = record["bundle"]
     place = Path(os.path.normpath(folder / made_from["path"])) if bundle is None else Path(bundle)
     found = place if bundle is not None or is_bundle(place) else None
-    if found is not None and read_manifest(found)[SEAL] != made_from["sha256"]:
+    if found is not None and read_manifest(found).get(SEAL) != made_from["sha256"]:
         raise CheckFailed(
             f"{folder} was made of another bundle than the one that is now at {found}: run "
             f"`ghostedge deploy {record['target']} {found} -o {folder}` to bring it up to date."

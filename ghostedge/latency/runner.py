@@ -158,7 +158,7 @@ def _litert(path: str, threads: int) -> Loaded:
     held = {t["dtype"] for t in net.get_tensor_details() if t["index"] not in outer}
     found = Loaded()
     found.precision = "fp16" if np.float16 in held else "fp32"
-    if np.int8 in held:
+    if held & {np.int8, np.uint8}:
         found.precision = "mixed" if np.float32 in held else "int8"
     found.batch = int(inputs[0]["shape"][0])
     found.partitions = [op["op_name"] for op in net._get_ops_details()].count("DELEGATE")

@@ -45,7 +45,8 @@ def bench(
             raise GhostEdgeError(
                 f"There is no runtime {runtime!r}: choose of {', '.join(RUNTIMES)}."
             )
-    chosen = set(runtimes or (RUNTIMES if on is None else BOARD_RUNTIMES))
+    allowed = RUNTIMES if on is None else BOARD_RUNTIMES
+    chosen = set(allowed).intersection(runtimes or allowed)
     base = [file for model in against for file in _files(model, chosen, on)]
     files = base + [f for model in models for f in _files(model, chosen, on) if f not in base]
     if len(files) == len(base):

@@ -138,6 +138,10 @@ def import_checkpoint(
         "branches": len({branch for _, branch in found}),
     }
     tensors = _place(file, state, architecture, arguments, bn, len(spec.stages))
+    if classes < 2:
+        raise GhostEdgeError(
+            f"{file} gives a single score: a classifier has one for each of two classes or more."
+        )
     checkpoint = Checkpoint(
         architecture,
         arguments,

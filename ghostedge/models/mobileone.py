@@ -1,7 +1,7 @@
 """A net after MobileOne-S0 (2206.04040) for small images: depthwise and 1x1 convs that fold.
 
-Deployed it is MobileNetV1's chain without a shortcut. The stem keeps the size, so that 32 pixels end
-as 4; widths and blocks are S0's.
+Deployed it is MobileNetV1's chain without a shortcut. Widths and blocks are S0's; the stem and the last
+stage, which stride there, keep the size, so that 32 pixels end as 4.
 """
 
 from __future__ import annotations

@@ -22,9 +22,6 @@ from ghostedge.files import sha256
 from ghostedge.models.reparam import fold
 from ghostedge.pixels import PixelContract
 
-IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""Mean and standard deviation that torchvision's weights read pixels with, in 0-255."""
-
 
 class Group(nn.Module):
     """Conv, max-pool, BN, GELU, conv, BN, GELU: pooling early keeps the wide layers cheap."""
@@ -45,10 +42,9 @@ class Airbench(nn.Module):
     """A teacher after airbench94 (arXiv 2404.00498): six wide convs, the cheapest way to 94%.
 
     The original's whitening layer is a learned 3x3 conv here, and BatchNorm gains are learned.
-    `branches` is taken from, and ignored in, older checkpoints.
     """
 
-    def __init__(self, num_classes: int = 10, width: float = 1.0, branches: int = 1) -> None:
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
         widths = [round(w * width) for w in (64, 256, 256)]
         self.stem = nn.Conv2d(3, 24, 3, padding=1, bias=False)

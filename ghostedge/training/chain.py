@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
-from ghostedge.models.teachers import imagenet_name
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import DEFAULT, new_net, possible_form, train
+from ghostedge.training.loop import DEFAULT, possible_form, require_buildable, train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.state import Folder
 
 
 def distill(
     data: str,
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     teachers: Sequence[str],
     via: Sequence[str] = (),
@@ -45,6 +43,7 @@ def distill(
 
     Raises GhostEdgeError as `train` does.
     """
+    output = Path(output)
     deadline = None if budget is None else time.monotonic() + budget
     recipe = recipe or Recipe()
     assistants = dataclasses.replace(recipe, label_smoothing=0.0, freeze="none")
@@ -63,11 +62,8 @@ def distill(
     stages = [(name, {**options, **possible_form(name, *wanted)}) for name in via]
     stages.append(student)
     for name, given in stages:  # found wrong after the assistants it would cost hours
-        form = {key: given[key] for key in ("branches", "post_norm") if key in given}
-        with torch.device("meta"):
-            family, _, _ = new_net(name, classes=2, **form)
-        if given.get("pretrained"):
-            imagenet_name(family)
+        form = ("branches", "post_norm", "pretrained")
+        require_buildable(name, **{key: given[key] for key in form if key in given})
     if not resume:
         Folder(output).require_unused()
     guides = tuple(teachers)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import os
 import platform
 import sys
 import time
@@ -26,8 +27,8 @@ from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.files import reported, sha256
 from ghostedge.models import ARCHITECTURES, architecture, create, parse_name
 from ghostedge.models.synthetic import synthesize
-from ghostedge.models.teachers import IMAGENET, OnPixels, Teacher, imagenet_weights
-from ghostedge.pixels import PixelContract, span
+from ghostedge.models.teachers import OnPixels, Teacher, imagenet_name, imagenet_weights
+from ghostedge.pixels import IMAGENET, PixelContract, span
 from ghostedge.training.batches import Batch, Batches
 from ghostedge.training.distillation import Distillation
 from ghostedge.training.objective import Objective, balanced, freeze, head
@@ -46,7 +47,7 @@ COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 
 def train(
     data: str,
-    output: Path,
+    output: str | os.PathLike[str],
     *,
     model: str | None = None,
     imgsz: int | None = None,
@@ -90,6 +91,7 @@ def train(
         raise GhostEdgeError("mixup is for distillation only: it hurts compact nets without.")
     if compile not in (None, *COMPILE):
         raise GhostEdgeError(f"compile is one of {', '.join(COMPILE)}, which {compile!r} is not.")
+    output = Path(output)
     folder = Folder(output)
     if not resume:
         folder.require_unused()
@@ -190,7 +192,7 @@ def _subject(
     size = 32 if imgsz is None else imgsz
     card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(size))
     if pretrained:
-        card.pixels = PixelContract(size, *IMAGENET)
+        card.pixels = PixelContract.of_unit(size, *IMAGENET)
         card.training["from"] = "torchvision's ImageNet weights"
         _adopt(net, imagenet_weights(name), with_head=False)
     return card, net
@@ -218,6 +220,17 @@ def new_net(
     return name, arguments, create(name, **arguments)
 
 
+def require_buildable(
+    model: str, branches: int = 1, post_norm: bool = False, pretrained: bool = False
+) -> str:
+    """Return the architecture of a network that can be built and started so; raises as `new_net`."""
+    with torch.device("meta"):
+        name, _, _ = new_net(model, 2, branches, post_norm)
+    if pretrained:
+        imagenet_name(name)
+    return name
+
+
 def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
     """Return what a network can have of a training form, for `train`; raises as `parse_name`."""
     build = architecture(model).build
@@ -228,7 +241,7 @@ def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
 
 
 def _has_branches(family: str) -> bool:
-    """Tell whether a family trains with parallel branches; teachers that take the argument ignore it."""
+    """Tell whether a family trains with parallel branches."""
     known = ARCHITECTURES.get(family)
     return known is not None and "branches" in inspect.signature(known.build).parameters
 

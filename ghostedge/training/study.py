@@ -26,18 +26,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from ghostedge import checkpoint, markdown
 from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, needing, require
 from ghostedge.files import atomic_file, atomic_write, read_toml, sha256
 from ghostedge.models import ARCHITECTURES, profile
-from ghostedge.models.teachers import imagenet_name
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
-from ghostedge.training.loop import DEFAULT, new_net, possible_form, train
+from ghostedge.training.loop import DEFAULT, possible_form, require_buildable, train
 from ghostedge.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -301,10 +299,7 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
     arm = Arm(**{**given, "recipe": recipes.load(given.get("recipe"), **changes)})
     try:
         arm = dataclasses.replace(arm, **possible_form(arm.model, arm.branches, arm.post_norm))
-        with torch.device("meta"):
-            family, _, _ = new_net(arm.model, 2, arm.branches, arm.post_norm)
-        if arm.pretrained:
-            imagenet_name(family)
+        family = require_buildable(arm.model, arm.branches, arm.post_norm, arm.pretrained)
     except GhostEdgeError as error:
         raise GhostEdgeError(f"model: {error}") from error
     if arm.imgsz is not None:
@@ -392,7 +387,13 @@ def _on_ray(
     with needing("cluster"):
         import ray
     home = os.path.abspath(os.environ.get("GHOSTEDGE_DATA", "data"))
-    ray.init(runtime_env={"env_vars": {"GHOSTEDGE_DATA": home}})
+    try:
+        ray.init(runtime_env={"env_vars": {"GHOSTEDGE_DATA": home}})
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise GhostEdgeError(
+            f"Ray cannot be reached ({error}): start the cluster that RAY_ADDRESS names, or unset "
+            "it to run on this machine alone."
+        ) from error
     try:
         # max_calls: a worker ends with its run, as here each has a process of its own.
         remote = ray.remote(num_gpus=int(device != "cpu"), max_calls=1)(_carry_out)

@@ -162,6 +162,17 @@ def test_a_few_copies_are_left_out(trained: Path, tmp_path: Path) -> None:
     assert not (found.calibration == again).all((1, 2, 3)).any()
 
 
+def test_a_class_of_one_image_leaves_none_to_check_on(trained: Path, tmp_path: Path) -> None:
+    for source, name in zip(
+        drawn_source(4, 1).read(32).pixels, drawn_source(4, 1).names, strict=True
+    ):
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir()
+        Image.fromarray(source).save(file)
+    with pytest.raises(GhostEdgeError, match="leaves no image for validation: give every class"):
+        gathered(trained, str(tmp_path))
+
+
 def test_a_validation_split_holds_no_calibration_image(trained: Path) -> None:
     found = gathered(trained, "drawn")
     assert found.calibration_card["copies_left_out"] == 0

@@ -171,6 +171,7 @@ def test_a_failure_carries_the_table(tmp_path: Path) -> None:
             lambda line: None,
         )
     assert found.value.exit_code == 1
+    assert len(found.value.table.splitlines()) == 3
 
 
 def test_what_would_be_repaired_wrongly_is_not(pixels: np.ndarray) -> None:

@@ -183,6 +183,9 @@ def test_name_that_is_no_utf8(tmp_path: Path) -> None:
     assert source and len(source.fingerprint) == 64
     assert len(split(source, 0.5, 0)[1]) == 1
     assert len(source.read(24)) == 3
+    os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(GhostEdgeError, match=r"class folder 'caf.*no UTF-8: rename it"):
+        open_data(tmp_path)
 
 
 # --- Reading ---------------------------------------------------------------------------------

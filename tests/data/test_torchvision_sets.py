@@ -38,6 +38,11 @@ def test_fashion_mnist_is_grey_as_three_equal_channels(
     assert pixels.shape == (12, 28, 28, 3)
     np.testing.assert_array_equal(pixels, np.repeat(images[..., None], 3, 3))
     assert data.test.labels.tolist() == [*range(10), 0, 1]
+    file = folder / "train-images-idx3-ubyte"
+    for content in (file.read_bytes()[:-1], b""):
+        file.write_bytes(content)
+        with pytest.raises(GhostEdgeError, match=r"or damaged: .* after deleting"):
+            open_data("fashion-mnist")
 
 
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,9 @@ def test_what_cannot_be_timed(
         bench(["nowhere.onnx"])
     with pytest.raises(GhostEdgeError, match="no runtime 'tvm': choose of litert"):
         bench([bundle], runtimes=["tvm"])
-    with pytest.raises(GhostEdgeError, match="no model to time: a board runs"):
-        bench(["ghostnetv3-small-1.0x"], on="board")
+    for runtimes in (None, ["torch"]):
+        with pytest.raises(GhostEdgeError, match="no model to time: a board runs"):
+            bench(["ghostnetv3-small-1.0x"], on="board", runtimes=runtimes)
     apart = tmp_path / "apart.onnx"
     net = onnx.load(bundle / "model.onnx")
     onnx.save(net, apart, save_as_external_data=True, location="apart.data", size_threshold=0)

@@ -232,6 +232,11 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path: Path) -> None:
     assert f"{key} is float32 (16, 1, 5, 5) and not float (16, 1, 3, 3)" in message
 
 
+def test_a_single_score_is_refused(tmp_path: Path) -> None:
+    state = {k: v[:1] if k.startswith("classifier.") else v for k, v in state_of().items()}
+    assert "gives a single score" in refused(state, tmp_path)
+
+
 def test_a_tensor_of_integers_is_named(tmp_path: Path) -> None:
     message = refused(state_of() | {"bn1.weight": torch.ones(8, dtype=torch.int8)}, tmp_path)
     assert "bn1.weight is int8 (8,)" in message

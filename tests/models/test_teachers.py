@@ -17,8 +17,8 @@ from ghostedge.data.sources import open_data
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import TEACHERS, create, parse_name, teachers
 from ghostedge.models.reparam import RepConv
-from ghostedge.models.teachers import IMAGENET, OnPixels, Teacher
-from ghostedge.pixels import PixelContract
+from ghostedge.models.teachers import OnPixels, Teacher
+from ghostedge.pixels import IMAGENET, PixelContract
 from ghostedge.runtime import Classifier
 from ghostedge.training import loop
 from tests.runtime_fixtures import LABELS, SIZE, Net, pictures, write_onnx
@@ -99,14 +99,14 @@ def test_names() -> None:
 
 def save(path: Path, net: nn.Module, architecture: str, **arguments: object) -> Path:
     labels = list("abcd")[: arguments["num_classes"]]  # type: ignore[misc]
-    card = Checkpoint(architecture, arguments, labels, PixelContract(SIZE, *IMAGENET))
+    card = Checkpoint(architecture, arguments, labels, PixelContract.of_unit(SIZE, *IMAGENET))
     checkpoint.save(path, card, {k: v.numpy() for k, v in net.state_dict().items()})
     return path
 
 
 def small_teacher(path: Path, seed: int = 0, classes: int = 4) -> tuple[Path, nn.Module]:
     torch.manual_seed(seed)
-    arguments = {"num_classes": classes, "width": 0.1, "branches": 1}
+    arguments = {"num_classes": classes, "width": 0.1}
     net = create("airbench", **arguments).eval()
     return save(path, net, "airbench", **arguments), net
 
@@ -117,7 +117,7 @@ def views(count: int = 5, size: int = SIZE) -> torch.Tensor:
 
 def test_a_teacher_reads_views_by_its_own_pixel_contract(tmp_path: Path) -> None:
     file, net = small_teacher(tmp_path / "net.safetensors")
-    values = PixelContract(SIZE, *IMAGENET).normalize(pictures(5)).transpose(0, 3, 1, 2)
+    values = PixelContract.of_unit(SIZE, *IMAGENET).normalize(pictures(5)).transpose(0, 3, 1, 2)
     expected = net(torch.from_numpy(values)).detach()
     teacher = Teacher(file, list("abcd"), CPU)
     torch.testing.assert_close(teacher(views()), expected, rtol=1e-4, atol=1e-5)

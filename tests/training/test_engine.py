@@ -27,8 +27,8 @@ from ghostedge.cli import _seconds
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.models import create, synthetic
-from ghostedge.models.teachers import IMAGENET, OnPixels
-from ghostedge.pixels import PixelContract
+from ghostedge.models.teachers import OnPixels
+from ghostedge.pixels import IMAGENET, PixelContract
 from ghostedge.training import Recipe, loop, train
 from ghostedge.training.batches import Batch, Batches
 from ghostedge.training.objective import Objective, balanced, freeze, head
@@ -360,7 +360,7 @@ def test_imagenet_weights_where_they_fit(
     state = net.state_dict()
     assert (state["layer1.0.conv1.weight"] == 2).all()
     assert state["conv1.weight"].shape == (64, 3, 3, 3) and state["fc.weight"].shape == (4, 512)
-    assert (card.pixels.mean, card.pixels.std) == IMAGENET
+    assert card.pixels == PixelContract.of_unit(card.pixels.size, *IMAGENET)
 
 
 def test_teachers_train_and_build_themselves_again(drawn_folder: Path, tmp_path: Path) -> None:

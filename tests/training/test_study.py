@@ -473,6 +473,12 @@ def test_a_cluster_needs_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         study(write(tmp_path, f"[arms.a]\n{TINY}"), tmp_path / "out", cluster=True)
 
 
+def test_a_cluster_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(GhostEdgeError, match=r"Ray cannot be reached .* RAY_ADDRESS names"):
+        study(write(tmp_path, f"[defaults]\n{TINY}[arms.a]\n"), tmp_path / "out", cluster=True)
+
+
 def test_a_cluster_gives_the_same_runs(
     tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
