@@ -218,7 +218,7 @@ def test_the_readme_has_the_figures_of_the_shipped_weights() -> None:
     for name in named:
         accuracy = checkpoint.read(name)[0].accuracy
         (row,) = (line for line in readme.splitlines() if line.startswith(f"| [`{name}`]"))
-        shown = [float(figure) for figure in re.findall(r"-?\d+\.\d\d", row.split("|", 3)[3])]
+        shown = [float(figure) for figure in re.findall(r"-?\d+\.\d\d", row.split("|", 5)[5])]
         int8 = (accuracy["int8"]["real"][f"model_int8.{kind}"] for kind in ("tflite", "onnx"))
         drops = [figure for f in int8 for figure in (f["test_drop"], f["test_interval"])]
         assert shown == pytest.approx(
