@@ -432,11 +432,8 @@ def _torchvision(spec: str, download: bool) -> Data:
     try:
         # With CIFAR the test images come in the same archive as the training images.
         train, test = (kind(root, **part, download=download) for part in parts)
-    except (
-        AssertionError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # of a file's content, the first and last
+    # A file that is there and damaged may fail an assertion or a conversion.
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise GhostEdgeError(
             f"{spec} is not in {root / getattr(kind, 'base_folder', '')}, or damaged: add --download "
             "to fetch it, after deleting what is damaged, or set GHOSTEDGE_DATA to the folder it is in."
