@@ -23,7 +23,7 @@ from ghostedge.bundle import is_bundle
 from ghostedge.checkpoint import Checkpoint
 from ghostedge.cli import app, main
 from ghostedge.data.drawn import drawn_source
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.files import sha256
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract
@@ -407,6 +407,30 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, net: Path) -> None
     monkeypatch.setattr(sys, "argv", ["ghostedge", "info", str(net)])
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_a_table_of_what_failed_keeps_its_lines(
+    monkeypatch: pytest.MonkeyPatch, net: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(path: object) -> None:
+        raise CheckFailed("It loses\n3 points:", "file  lost\na        3")
+
+    monkeypatch.setattr(checkpoint, "read", failing)
+    assert run("info", net) == 1
+    assert capsys.readouterr().err == "ghostedge: It loses 3 points:\nfile  lost\na        3\n"
+
+
+def test_names_that_are_no_utf8_are_printed(tmp_path: Path, net: Path, picture: Path) -> None:
+    named = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    os.rename(picture, named)
+    done = subprocess.run(
+        [sys.executable, "-m", "ghostedge.cli", "predict", net, named],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{tmp_path}/caf\\udce9.png: " in done.stdout
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
