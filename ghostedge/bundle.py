@@ -21,6 +21,7 @@ from ghostedge.pixels import PixelContract, enlarged
 
 MANIFEST, LABELS, GOLDEN = "manifest.json", "labels.txt", "golden.npz"
 TIMINGS, REPORTS = "timings.json", ("report.md", "report.html")
+CAMERA = "model_int8_camera.tflite"
 FORMAT = 1
 SEAL = "sha256"
 """Where the manifest holds a hash of itself."""

@@ -94,6 +94,11 @@ class PixelContract:
         return cls(int(stored["size"]), mean, std)  # type: ignore[arg-type]
 
 
+def frame_side(size: int) -> int:
+    """Return a side for camera frames that a model of `size` fits: a multiple, 224 or next below it."""
+    return size * max(2, 224 // size)
+
+
 def enlarged(images: np.ndarray, size: int) -> np.ndarray:
     """Return uint8 images (N, size, size, 3), each block of which averages to a pixel of `images`.
 

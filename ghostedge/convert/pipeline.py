@@ -20,6 +20,7 @@ import numpy as np
 
 import ghostedge
 from ghostedge.bundle import (
+    CAMERA,
     FORMAT,
     GOLDEN,
     LABELS,
@@ -30,10 +31,10 @@ from ghostedge.bundle import (
     read_manifest,
     write_manifest,
 )
-from ghostedge.convert.plan import CAMERA, Plan, make_plan
+from ghostedge.convert.plan import Plan, make_plan
 from ghostedge.errors import CheckFailed, GhostEdgeError, needing
 from ghostedge.files import atomic_directory, sha256
-from ghostedge.pixels import enlarged
+from ghostedge.pixels import enlarged, frame_side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -275,7 +276,7 @@ class _Export:
         if self.plan.camera is not None and self.plan.camera % size:
             raise GhostEdgeError(
                 f"--camera {self.plan.camera} is no multiple of the image size, {size}: "
-                f"{size * max(2, 224 // size)} is one."
+                f"{frame_side(size)} is one."
             )
 
     def reference(self) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ghostedge.bundle import CAMERA
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.files import read_toml
 
 FORMATS = ("onnx", "tflite")
 IO = ("uint8", "int8", "float32")
-CAMERA = "model_int8_camera.tflite"
 OPSETS = (13, 20)
 """Lowest and highest: per-channel QDQ needs 13; torch's exporter and onnx2tf end at 20."""
 

@@ -17,6 +17,7 @@ from ghostedge.deploy import app, microcontroller, raspberry_pi, server, web
 from ghostedge.deploy.target import Handover, Need, Target, templates
 from ghostedge.errors import CheckFailed, GhostEdgeError, expect, nearest, needing
 from ghostedge.files import atomic_directory, atomic_write, sha256
+from ghostedge.pixels import frame_side
 
 TARGETS: dict[str, Target] = {
     "app": app.TARGET,
@@ -149,8 +150,8 @@ def _content(target: str, handover: Handover) -> tuple[dict[str, bytes], dict[st
 
 
 def _check_need(target: str, need: Need, handover: Handover) -> None:
-    camera = handover.size * max(2, 224 // handover.size)
-    again = f"export it again with {need.made_by.format(camera=camera)}."
+    made_by = need.made_by.format(camera=frame_side(handover.size))
+    again = f"export it again with {made_by}."
     found = handover.manifest["artefacts"].get(need.artefact)
     if found is None:
         raise GhostEdgeError(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ghostedge.bundle import LABELS, SEAL
+from ghostedge.bundle import CAMERA, LABELS, SEAL
 from ghostedge.deploy.target import Filled, Handover, Need, Target
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import enlarged
 
-PLAIN, CAMERA = "model_int8.tflite", "model_int8_camera.tflite"
+PLAIN = "model_int8.tflite"
 NAMES = ("TFLITE_METADATA", b"TFLITE_METADATA")
 """Of the metadata in a .tflite file; LiteRT versions read it as one or the other."""
 IMAGES, FRAMES = 16, 4
