@@ -73,9 +73,9 @@ def main() -> None:
         if not message:  # the help was shown instead
             sys.exit(code)
         message += f"{'' if message.endswith(('.', '?')) else '.'} Add --help to see what fits."
-    print(
-        "\n".join(filter(None, (f"ghostedge: {' '.join(message.split())}", table))), file=sys.stderr
-    )
+    print(f"ghostedge: {' '.join(message.split())}", file=sys.stderr)
+    if table:
+        print(table, file=sys.stderr)
     sys.exit(code)
 
 
@@ -342,7 +342,7 @@ def bench(
         results.writer(output)
     if profile and on:
         raise GhostEdgeError("--profile is of files on this CPU: leave out --on or --profile.")
-    found, failures, code = [], [], 0
+    found, failures, stopped = [], [], False
     hosts: list[str | None] = [*on] if on else [None]
     for host in hosts:
         try:
@@ -360,10 +360,10 @@ def bench(
             continue
         except KeyboardInterrupt:
             print(f"\nStopped; nothing is left on {host or 'this machine'}.", file=sys.stderr)
-            code = 130
+            stopped = True
             break
         found.append(result)
-    if profile and found and not code:
+    if profile and found and not stopped:
         try:
             add_profiles(found[0])
         except GhostEdgeError as error:
@@ -376,8 +376,8 @@ def bench(
         if output is not None:
             results.write(found, output)
             print(f"Wrote {output}")
-    if code:
-        sys.exit(code)
+    if stopped:
+        sys.exit(130)
     if failures:
         raise GhostEdgeError(" ".join(map(str, failures)))
 

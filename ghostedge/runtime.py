@@ -200,11 +200,7 @@ class OnnxRuntime(Backend):
         try:
             self.output = self.session.run(None, self.feed)[0]
         except Exception as error:
-            count = len(self.feed[self.name])
-            raise GhostEdgeError(
-                f"{self.path} does not compute {count} images at once ({_reason(error)}): where it has a "
-                "fixed batch inside, export it again with a free batch axis."
-            ) from error
+            raise uncomputed(str(self.path), len(self.feed[self.name]), error) from error
 
     def result(self) -> np.ndarray:
         return self.output
@@ -439,6 +435,14 @@ def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
     return GhostEdgeError(
         f"{runtime} cannot load {path} ({_reason(error)}): it is damaged or no {path.suffix} model; "
         "export or copy it again."
+    )
+
+
+def uncomputed(model: str, images: int, error: Exception) -> GhostEdgeError:
+    """Return the error for an ONNX model that loads but does not run."""
+    return GhostEdgeError(
+        f"{model} does not compute {images} images at once ({_reason(error)}): where it has a fixed batch "
+        "inside, export it again with a free batch axis."
     )
 
 

@@ -187,9 +187,9 @@ def opencv(source: str | int) -> Frames:
     try:
         while True:
             found, picture = video.read()
-            if not found and isinstance(source, int):
-                stop(f"camera {source} gives no more pictures.")
             if not found:
+                if isinstance(source, int):
+                    stop(f"camera {source} gives no more pictures.")
                 return
             yield str(source), picture[..., ::-1]  # OpenCV's frames have blue first
     finally:

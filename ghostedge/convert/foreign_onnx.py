@@ -13,11 +13,13 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, external_data_helper, helper, inliner, numpy_helper, version_converter
 
+from ghostedge.bundle import label_lines
 from ghostedge.convert import to_onnx
 from ghostedge.convert.rewrites.graph import Graph, attributes
 from ghostedge.convert.to_onnx import IMAGE, PROBABILITIES
 from ghostedge.errors import GhostEdgeError
 from ghostedge.pixels import MIDDLE, STEP, PixelContract
+from ghostedge.runtime import uncomputed
 
 LARGEST = 1 << 30
 """Bytes of a file that is read at all: these are nets for small devices, and protobuf ends at 2 GiB."""
@@ -76,10 +78,7 @@ class OnnxNet:
             try:
                 scores = self.session.run(None, {self.input.name: fed})[0]
             except Exception as error:  # ONNX Runtime's error classes share no other base
-                raise GhostEdgeError(
-                    f"The model does not compute {len(fed)} images at once ({_words(error)}): where it "
-                    "has a fixed batch inside, export it again with a free batch axis."
-                ) from error
+                raise uncomputed("The model", len(fed), error) from error
             found.append(scores[: len(part)])
         return np.concatenate(found)
 
@@ -139,7 +138,7 @@ def read(file: Path, size: int | None) -> OnnxNet:
     scores.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
     named = {p.key: p.value for p in model.metadata_props}.get("labels")
     try:
-        return OnnxNet(model, size, channels_last, named.splitlines() if named else None)
+        return OnnxNet(model, size, channels_last, label_lines(named) if named else None)
     except Exception as error:  # ONNX Runtime's error classes share no other base
         raise GhostEdgeError(
             f"ONNX Runtime cannot run {file} on {size}x{size} images ({_words(error)}): give another "

@@ -331,9 +331,8 @@ class _Export:
         onnx.save(model, self.model)
         if "onnx" in self.plan.format:
             shutil.copy(self.model, self.folder)
-        self.core = core
-        if self.plan.opset != to_onnx.TFLITE_OPSET:
-            self.core = self.subject.core(to_onnx.TFLITE_OPSET)
+        same = self.plan.opset == to_onnx.TFLITE_OPSET
+        self.core = core if same else self.subject.core(to_onnx.TFLITE_OPSET)
 
     def to_tflite(self) -> None:
         from ghostedge.convert import to_onnx, to_tflite

@@ -209,7 +209,7 @@ def new_net(
     arguments: dict[str, Any] = {"num_classes": classes}
     if architecture(name).widths:
         arguments["width"] = width
-    if _has_branches(name):
+    if _takes(name, "branches"):
         arguments["branches"] = branches
     elif branches != 1:
         raise GhostEdgeError(f"{name} has no parallel branches to train with: leave out branches.")
@@ -233,17 +233,14 @@ def require_buildable(
 
 def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
     """Return what a network can have of a training form, for `train`; raises as `parse_name`."""
-    build = architecture(model).build
     return {
-        "branches": branches if _has_branches(parse_name(model)[0]) else 1,
-        "post_norm": post_norm and "post_norm" in inspect.signature(build).parameters,
+        "branches": branches if _takes(model, "branches") else 1,
+        "post_norm": post_norm and _takes(model, "post_norm"),
     }
 
 
-def _has_branches(family: str) -> bool:
-    """Tell whether a family trains with parallel branches."""
-    known = ARCHITECTURES.get(family)
-    return known is not None and "branches" in inspect.signature(known.build).parameters
+def _takes(model: str, argument: str) -> bool:
+    return argument in inspect.signature(architecture(model).build).parameters
 
 
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:

@@ -163,12 +163,11 @@ def test_a_few_copies_are_left_out(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_class_of_one_image_leaves_none_to_check_on(trained: Path, tmp_path: Path) -> None:
-    for source, name in zip(
-        drawn_source(4, 1).read(32).pixels, drawn_source(4, 1).names, strict=True
-    ):
+    source = drawn_source(4, 1)
+    for pixels, name in zip(source.read(32).pixels, source.names, strict=True):
         file = tmp_path / f"{name}.png"
         file.parent.mkdir()
-        Image.fromarray(source).save(file)
+        Image.fromarray(pixels).save(file)
     with pytest.raises(GhostEdgeError, match="leaves no image for validation: give every class"):
         gathered(trained, str(tmp_path))
 
