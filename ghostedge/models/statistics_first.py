@@ -26,7 +26,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = _rows(x)
         mean = rows.mean(0)
-        square = torch.linalg.vector_norm(rows, dim=0).square() / len(rows)
+        square = rows.square().mean(0)
         ctx.save_for_backward(x, mean)
         return mean, (square - mean.square()).clamp(min=0)
 
@@ -36,6 +36,26 @@ class _Moments(torch.autograd.Function):
         by_mean, by_variance = (gradient / (x.numel() // x.shape[1]) for gradient in gradients)
         shift = (by_mean - 2 * by_variance * mean).view(1, -1, 1, 1)
         return torch.addcmul(shift, x, 2 * by_variance.view(1, -1, 1, 1))
+
+
+class _Covariance(torch.autograd.Function):
+    """Mean of each channel and biased covariance of them; backwards one product, not two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = _rows(x)
+        mean = rows.mean(0)
+        ctx.save_for_backward(x, mean)
+        return mean, rows.T @ rows / len(rows) - mean[:, None] * mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        rows = _rows(x)
+        by_mean, by_covariance = (gradient / len(rows) for gradient in gradients)
+        both = by_covariance + by_covariance.T
+        product = torch.addmm(by_mean - mean @ both, rows, both)
+        return product.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -57,16 +77,15 @@ def _normed(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) ->
 def pointwise(x: Tensor, weight: Tensor, branches: int, norm: nn.BatchNorm2d,
               skip: nn.BatchNorm2d | None) -> Tensor:  # fmt: skip
     """Interleaved 1x1 branches with a norm each, and a norm of the input itself."""
-    rows = _rows(x)
-    mean = rows.mean(0)
-    covariance = rows.T @ rows / len(rows) - mean[:, None] * mean
+    mean, covariance = _Covariance.apply(x)
+    count = x.numel() // x.shape[1]
     weight = weight[:, :, 0, 0]
     variance = ((weight @ covariance) * weight).sum(1).clamp(min=0)
-    gain, offset = _normed(norm, weight @ mean, variance, len(rows))
+    gain, offset = _normed(norm, weight @ mean, variance, count)
     weight = (gain[:, None] * weight).unflatten(0, (-1, branches)).sum(1)
     bias = offset.unflatten(0, (-1, branches)).sum(1)
     if skip is not None:
-        gain, offset = _normed(skip, mean, covariance.diagonal().clamp(min=0), len(rows))
+        gain, offset = _normed(skip, mean, covariance.diagonal().clamp(min=0), count)
         weight, bias = weight + gain.diag(), bias + offset
     return F.conv2d(x, weight[:, :, None, None], bias)
 
@@ -81,9 +100,14 @@ def depthwise(
     skip: nn.BatchNorm2d | None,
 ) -> Tensor:
     """Interleaved depthwise branches with a norm each; a 1x1 branch; a norm of the input itself."""
-    y = conv(x)
-    count = y.numel() // y.shape[1]
-    mean, variance = _Moments.apply(y)
+    # oneDNN's depthwise kernels have one channel out for each one in
+    each = conv.weight.unflatten(0, (-1, branches)).unbind(1)
+    outputs = [
+        F.conv2d(x, one, None, conv.stride, conv.padding, groups=conv.groups) for one in each
+    ]
+    count = outputs[0].numel() // conv.in_channels
+    moments = zip(*(_Moments.apply(y) for y in outputs), strict=True)
+    mean, variance = (torch.stack(of, 1).flatten() for of in moments)
     gain, offset = _normed(norm, mean, variance, count)
     weight = (gain[:, None, None, None] * conv.weight).unflatten(0, (-1, branches)).sum(1)
     bias = offset.unflatten(0, (-1, branches)).sum(1)
