@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ghostedge.models.statistics_first import depthwise, pointwise
+from ghostedge.models.statistics_first import Norm, depthwise, pointwise
 
 
 class RepConv(nn.Module):
@@ -54,30 +54,27 @@ class RepConv(nn.Module):
         self.scale_conv = (
             nn.Conv2d(cin, cout, 1, stride, groups=groups, bias=False) if scale else None
         )
-        self.scale_bn = nn.BatchNorm2d(cout) if scale and not post_norm else None
-        self.skip_bn = nn.BatchNorm2d(cout) if skip and not post_norm else None
-        self.plain_skip = skip and post_norm
-        self.post_bn = nn.BatchNorm2d(cout) if post_norm else None
+        inner, outer = (nn.Identity, nn.BatchNorm2d) if post_norm else (nn.BatchNorm2d, nn.Identity)
+        self.scale_bn: Norm | None = inner(cout) if scale else None
+        self.skip_bn: Norm | None = inner(cout) if skip else None
+        self.post_bn: Norm = outer(cout)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._shortcut(x):
+            form = x, self.conv, self.branches, self.bn
             if self.conv.groups == 1:
-                return pointwise(x, self.conv.weight, self.branches, self.bn, self.skip_bn)
-            scale = None if self.scale_conv is None else self.scale_conv.weight
-            return depthwise(
-                x, self.conv, self.branches, self.bn, scale, self.scale_bn, self.skip_bn
-            )
-        y = self.bn(self.conv(x))
-        if self.branches > 1:
-            y = y.unflatten(1, (-1, self.branches)).sum(2)
-        if self.scale_conv is not None:
-            scaled = self.scale_conv(x)
-            y = y + (scaled if self.scale_bn is None else self.scale_bn(scaled))
-        if self.skip_bn is not None:
-            y = y + self.skip_bn(x)
-        if self.plain_skip:
-            y = y + x
-        return y if self.post_bn is None else self.post_bn(y)
+                y = pointwise(*form, self.skip_bn)
+            else:
+                y = depthwise(*form, self.scale_conv, self.scale_bn, self.skip_bn)
+        else:
+            y = self.bn(self.conv(x))
+            if self.branches > 1:
+                y = y.unflatten(1, (-1, self.branches)).sum(2)
+            if self.scale_conv is not None and self.scale_bn is not None:
+                y = y + self.scale_bn(self.scale_conv(x))
+            if self.skip_bn is not None:
+                y = y + self.skip_bn(x)
+        return self.post_bn(y)
 
     def _shortcut(self, x: Tensor) -> bool:
         """Whether `statistics_first` computes the same faster: branches that train on a CPU.
@@ -92,7 +89,6 @@ class RepConv(nn.Module):
             and self.bn.training
             and x.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
-            and self.post_bn is None
             and ((pointwise and self.scale_conv is None) or depthwise)
         )
 
@@ -104,11 +100,11 @@ class RepConv(nn.Module):
         weight = _scaled(conv.weight, gain).unflatten(0, (cout, self.branches)).sum(1)
         bias = offset.unflatten(0, (cout, self.branches)).sum(1)
         middle = (slice(None), slice(None), conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
-        if self.scale_conv is not None:
+        if self.scale_conv is not None and self.scale_bn is not None:
             gain, offset = _affine(self.scale_bn, cout)
             weight[middle] += _scaled(self.scale_conv.weight, gain)[:, :, 0, 0]
             bias += offset
-        if self.skip_bn is not None or self.plain_skip:
+        if self.skip_bn is not None:
             gain, offset = _affine(self.skip_bn, cout)
             channel = torch.arange(cout)
             weight[middle][channel, channel % weight.shape[1]] += gain
@@ -128,9 +124,9 @@ class RepConv(nn.Module):
         return result
 
 
-def _affine(bn: nn.BatchNorm2d | None, channels: int) -> tuple[Tensor, Tensor]:
+def _affine(bn: Norm, channels: int) -> tuple[Tensor, Tensor]:
     """Return gain and offset, float64, of a BatchNorm with its running statistics, or of none."""
-    if bn is None:
+    if isinstance(bn, nn.Identity):
         return torch.ones(channels).double(), torch.zeros(channels).double()
     assert bn.running_mean is not None and bn.running_var is not None
     gain = bn.weight.detach().double() / torch.sqrt(bn.running_var.double() + bn.eps)

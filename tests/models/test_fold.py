@@ -168,8 +168,9 @@ def test_fold_of_one_norm_after_the_sum() -> None:
     net = create("ghostnetv3-small", width=0.5, post_norm=True).double().eval()
     randomize(net, 0)
     convs = [module for module in net.modules() if isinstance(module, RepConv)]
-    assert any(conv.plain_skip for conv in convs)
-    assert not any(conv.skip_bn or conv.scale_bn for conv in convs)
+    assert any(conv.skip_bn is not None for conv in convs)
+    branches = [norm for conv in convs for norm in (conv.skip_bn, conv.scale_bn) if norm]
+    assert not any(isinstance(norm, nn.BatchNorm2d) for norm in branches)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert error(net, fold(net, torch.float64), images) <= 1e-9
 
@@ -178,6 +179,14 @@ KINDS = {
     "pointwise": {"skip": True},
     "depthwise": {"kernel": (3, 3), "groups": 6, "scale": True, "skip": True},
     "strided": {"kernel": (5, 5), "groups": 6, "scale": True, "stride": 2},
+    "pointwise, norm after": {"skip": True, "post_norm": True},
+    "depthwise, norm after": {
+        "kernel": (3, 3),
+        "groups": 6,
+        "scale": True,
+        "skip": True,
+        "post_norm": True,
+    },
 }
 
 
