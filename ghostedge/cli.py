@@ -486,10 +486,10 @@ def train(
 
         if model or width or from_:
             raise GhostEdgeError("--for chooses the weights to start from: leave out the others.")
-        from_ = choose(for_, within, imgsz or 32).name
-        print(
-            f"From {from_}, the cheapest within half a point of the best: see `ghostedge list --for {for_}`."
-        )
+        chosen, why = choose(for_, within, imgsz or 32)
+        from_ = chosen.name
+        if _speaks():
+            print(why)
     else:
         _refuse_within(within)
     name, started = _student(model, width, from_)
@@ -671,8 +671,13 @@ def _run_training(
             hint = f"Stopped. The same command with --resume continues {output}."
         print(f"\n{hint}", file=sys.stderr)
         sys.exit(130)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes
+    if _speaks():
         print(f"Wrote {best}")
+
+
+def _speaks() -> bool:
+    """Whether this is the one of torchrun's processes that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command(name="import")

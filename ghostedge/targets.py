@@ -64,8 +64,6 @@ class Ranking(NamedTuple):
 
     choices: list[Choice]
     unit: str
-    limit: float
-    """The cost of the paper's network; infinite where that is not known."""
     sources: list[str]
 
 
@@ -80,16 +78,19 @@ def rank(
 
     Args:
         target: of `TARGETS`, or the .json file that `ghostedge bench --output` wrote on a board.
-        within: highest cost, in the target's unit.
-        imgsz: image size that costs are for; a board's file is of the sizes that were timed.
+        within: highest cost, in the target's unit; of a cost, three digits count, as they are shown.
+        imgsz: image size that costs are for.
         weights: checkpoints by name; by default those that travel with the package.
 
     Only checkpoints that were measured on the same images are compared: those of most of them.
     Raises GhostEdgeError for an unknown target or size, and where nothing is left to rank.
     """
-    costs, unit, source = costs_of(target, imgsz)
+    exact, unit, source = costs_of(target, imgsz)
+    costs = {name: _shown(cost) for name, cost in exact.items()}
     tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
-    sizes = {row["network"]: row["bytes"] / 1e3 for row in _int8() if row["size"] == imgsz}
+    # The file hardly depends on the image size: where that is not in the table, another's will do.
+    rows = sorted(_int8(), key=lambda row: bool(row["size"] == imgsz))
+    sizes = {row["network"]: row["bytes"] / 1e3 for row in rows}
     small = target in TARGETS and TARGETS[target].small
     found = [
         Choice(name, costs[name], top, sizes.get(name, math.nan))
@@ -117,7 +118,11 @@ def rank(
     sources = [f"Cost: {source}.", measured]
     if unknown := sorted(tops.keys() - costs.keys()):
         sources.append(f"Left out, as their cost there is not known: {', '.join(unknown)}.")
-    return Ranking(choices, unit, costs.get(BASE, float("inf")), sources)
+    return Ranking(choices, unit, sources)
+
+
+def _shown(cost: float) -> float:
+    return float(f"{cost:.3g}")
 
 
 def costs_of(target: str, imgsz: int) -> tuple[dict[str, float], str, str]:
@@ -126,7 +131,7 @@ def costs_of(target: str, imgsz: int) -> tuple[dict[str, float], str, str]:
     Arguments and errors are those of `rank`.
     """
     if target.endswith(".json"):
-        return _of_bench(Path(target))
+        return _of_bench(Path(target), imgsz)
     if target in TARGETS:
         return _of_table(TARGETS[target], imgsz)
     raise GhostEdgeError(
@@ -135,17 +140,27 @@ def costs_of(target: str, imgsz: int) -> tuple[dict[str, float], str, str]:
     )
 
 
-def choose(target: str, within: float | None = None, imgsz: int = 32) -> Choice:
-    """Return the cheapest weights of those within `NEAR` of the best.
+def choose(target: str, within: float | None = None, imgsz: int = 32) -> tuple[Choice, str]:
+    """Return the cheapest weights of those within `NEAR` of the best, and a sentence that says why.
 
-    That is the best that costs no more than `within`, or than the paper's network.
+    That is the best that costs no more than `within`, or than the paper's network. Raises
+    GhostEdgeError as `rank` does, and where the latter's cost is not known and no other is given.
     """
-    found = rank(target, within=within, imgsz=imgsz)
-    choices = found.choices
     if within is None:
-        limit = max(found.limit, min(c.cost for c in choices))
-        choices = [c for c in choices if c.cost <= limit]
-    return min((c for c in choices if c.top1 >= choices[0].top1 - NEAR), key=lambda c: c.cost)
+        costs, unit, _ = costs_of(target, imgsz)
+        if BASE not in costs:
+            raise GhostEdgeError(
+                f"{target} has no int8 time of {BASE}, the limit where none is given: name one in {unit} "
+                "with --within."
+            )
+        within = _shown(costs[BASE])
+    found = rank(target, within=within, imgsz=imgsz)
+    near = [choice for choice in found.choices if choice.top1 >= found.choices[0].top1 - NEAR]
+    chosen = min(near, key=lambda choice: choice.cost)
+    return chosen, (
+        f"From {chosen.name}: of the weights that cost at most {within:g} {found.unit}, the cheapest "
+        f"within half a point of the best (`ghostedge list --for {target}`)."
+    )
 
 
 @functools.cache
@@ -174,7 +189,7 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
     return costs, target.unit, f"{kind} ({_table()['command']})"
 
 
-def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
+def _of_bench(path: Path, imgsz: int) -> tuple[dict[str, float], str, str]:
     """Return the fastest int8 time of each network in one machine's benches, in ms, at fewest threads."""
     from ghostedge.latency import results, runner
 
@@ -188,7 +203,7 @@ def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
         row
         for result in found
         for row in result["rows"]
-        if row["precision"] in runner.QUANTIZED and row["batch"] == 1
+        if row["precision"] in runner.QUANTIZED and (row["batch"], row["imgsz"]) == (1, imgsz)
     ]
     threads = min((row["threads"] for row in rows), default=1)
     costs: dict[str, float] = {}
@@ -198,24 +213,28 @@ def _of_bench(path: Path) -> tuple[dict[str, float], str, str]:
             costs[name] = min(row["median"], costs.get(name, row["median"]))
     if not costs:
         raise GhostEdgeError(
-            f"{path} has no int8 model of a known network: export some with --int8, keep the names "
-            "of their folders, and bench those."
+            f"{path} has no int8 model of a known network at {imgsz} pixels: export some with --int8, "
+            "keep the names of their folders, and bench those."
         )
-    kind = f"int8, median of one inference with {threads} thread{'s' * (threads > 1)}"
+    kind = f"int8 at {imgsz} pixels, median of one inference with {threads} thread{'s' * (threads > 1)}"
     return costs, "ms", f"{kind} on {machines[0]} ({path})"
 
 
 def _network(row: Mapping[str, Any]) -> str | None:
-    """Return whose file was timed: by its bundle's manifest or, where that is gone, by its path."""
+    """Return whose file was timed: by its bundle's manifest, or else by the nearest folder's name."""
     file = Path(row["model"])
     if is_bundle(file.parent):
         manifest = read_manifest(file.parent)
         if manifest["artefacts"].get(file.name, {}).get("sha256") == row["sha256"]:
             return str(manifest["name"])
     names = sorted({known["network"] for known in _table()["rows"]}, key=len, reverse=True)
-    return next(
-        (name for name in names if re.search(rf"\b{re.escape(name)}\b", row["model"])), None
+    called = (
+        name
+        for part in reversed(file.parts)
+        for name in names
+        if re.search(rf"(?<![a-z0-9.]){re.escape(name)}(?![a-z0-9.])", part)
     )
+    return next(called, None)
 
 
 def _accuracies(weights: Mapping[str, Path]) -> tuple[dict[str, float], str]:

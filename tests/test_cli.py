@@ -563,7 +563,7 @@ def test_training_for_a_target(
     data = folder_of(tmp_path / "data", "ant", "bee")
     flags = ["--within", limit, "--imgsz", size, "--epochs", 1]
     assert run("train", data, "--for", "pi4", *flags, "-o", tmp_path / "run") == 0
-    assert "From densestride-0.5x, the cheapest within half a point" in capsys.readouterr().out
+    assert "From densestride-0.5x: of the weights that cost at most" in capsys.readouterr().out
     card, _ = checkpoint.read(tmp_path / "run" / "best.safetensors")
     assert (card.name, card.pixels.size) == ("densestride-0.5x", size)
     assert card.training["from"]["file"] == "densestride-0.5x.safetensors"

@@ -99,11 +99,13 @@ class Problem(Exception):
 class Loaded:
     """A model in its runtime with its input set: `invoke()` is what is timed.
 
+    imgsz: side of its square input image; None where the input is none.
     partitions: in how many pieces XNNPACK runs a .tflite; None for the others.
     """
 
     precision: str
     batch: int
+    imgsz: int | None
     partitions: int | None = None
     invoke: Callable[[], Any]
 
@@ -160,7 +162,7 @@ def _litert(path: str, threads: int) -> Loaded:
     found.precision = "fp16" if np.float16 in held else "fp32"
     if held & {np.int8, np.uint8}:
         found.precision = "mixed" if np.float32 in held else "int8"
-    found.batch = int(inputs[0]["shape"][0])
+    found.batch, found.imgsz = int(inputs[0]["shape"][0]), _side(inputs[0]["shape"])
     found.partitions = [op["op_name"] for op in net._get_ops_details()].count("DELEGATE")
     found.invoke = net.invoke
     return found
@@ -180,7 +182,8 @@ def _onnxruntime(path: str, threads: int) -> Loaded:
     found = Loaded()
     # The op's name stands in the file as plain bytes; reading it properly would take onnx.
     found.precision = "int8" if b"QuantizeLinear" in Path(path).read_bytes() else "fp32"
-    found.batch = len(next(iter(feed.values())))
+    shape = next(iter(feed.values())).shape
+    found.batch, found.imgsz = shape[0], _side(shape)
     found.invoke = lambda: net.run(None, feed)
     return found
 
@@ -192,7 +195,13 @@ def _torch(path: str, threads: int) -> Loaded:
     net.prepare(_random(path, (1, net.size, net.size, 3), np.uint8))
     found = Loaded()
     found.precision, found.batch, found.invoke = net.precision, 1, net.invoke
+    found.imgsz = net.size
     return found
+
+
+def _side(shape: Sequence[int]) -> int | None:
+    """Return the side of a batch of square images, channels first or last."""
+    return int(shape[2]) if len(shape) == 4 and shape[2] in (shape[1], shape[3]) else None
 
 
 def first_use(path: str, threads: int) -> dict[str, float | None]:
@@ -386,6 +395,7 @@ def _file(path: str, model: Loaded) -> dict[str, Any]:
         "partitions": model.partitions,
         "accuracy": None,
         "batch": model.batch,
+        "imgsz": model.imgsz,
     }
 
 
