@@ -34,6 +34,7 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.files import atomic_file
 from ghostedge.targets import BASE, TARGETS, costs_of
 from ghostedge.training import Recipe
+from ghostedge.training.distillation import Distillation
 
 OURS = "densestride"
 BENCHMARKS = Path(__file__).parents[1]
@@ -78,12 +79,15 @@ def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
     recipe = Recipe(**card.training["recipe"])
     alike = dataclasses.replace(recipe, seed=0, precision="auto", epochs=Recipe.epochs)
     taught = card.training.get("distillation") or {}
+    usual = {}
+    if taught:
+        strategy = Distillation(("any",), taught["strategy"]).build()
+        usual = {"temperature": strategy.temperature, "alpha": strategy.alpha}
     changed = (
         card.training.get("from"),
         card.arguments.get("branches", 1) > 1,
         card.pixels.size != 32,
-        taught.get("temperature"),
-        taught.get("alpha"),
+        *(taught.get(key) not in (None, usual[key]) for key in usual),
     )
     if alike != Recipe().resolved(card.data["images"]) or any(changed):
         raise GhostEdgeError(

@@ -40,7 +40,7 @@ from ghostedge import checkpoint, markdown
 from ghostedge.files import atomic_write
 from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
-from ghostedge.models.ghostnetv3 import Form, GhostModule
+from ghostedge.models.ghostnetv3 import GhostModule
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
 from ghostedge.training.loop import train
@@ -91,10 +91,9 @@ class Inverted(nn.Module):
     def __init__(self, cin: int, row: Row) -> None:
         super().__init__()
         kernel, ghost = (row.kernel, row.kernel), row.kind in "ga"
-        plain = Form(branches=1, post_norm=False)
         self.convs = nn.Sequential()
         if ghost:
-            self.convs.append(GhostModule(cin, row.mid, plain, relu=True, gate=row.kind == "a"))
+            self.convs.append(GhostModule(cin, row.mid, relu=True, gate=row.kind == "a"))
         elif row.kind != "f":
             self.convs.extend([RepConv(cin, row.mid), nn.ReLU()])
         wide, groups = (cin, 1) if row.kind == "f" else (row.mid, row.mid)
@@ -102,7 +101,7 @@ class Inverted(nn.Module):
         hidden = channels(row.mid * row.se)
         self.se = SqueezeExcite(row.mid, hidden) if row.se else nn.Identity()
         self.project = (
-            GhostModule(row.mid, row.out, plain, relu=False) if ghost else RepConv(row.mid, row.out)
+            GhostModule(row.mid, row.out, relu=False) if ghost else RepConv(row.mid, row.out)
         )
         self.shortcut: nn.Module | None = None
         if cin == row.out and row.stride == 1:

@@ -5,13 +5,13 @@ The ghost module is GhostNet's (1911.11907), its gate GhostNetV2's (2211.12905).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostedge.models.layers import SqueezeExcite, channels, kaiming
+from ghostedge.models.layers import BranchedConv, SqueezeExcite, channels, kaiming
 from ghostedge.models.reparam import RepConv
 
 
@@ -30,22 +30,6 @@ class Spec(NamedTuple):
 
     stages: tuple[tuple[Row, ...], ...]
     last: int
-
-
-class Form(NamedTuple):
-    """How the re-parameterizable convs look in training."""
-
-    branches: int
-    post_norm: bool
-
-    @property
-    def extra(self) -> bool:
-        """Whether there are scale and skip branches beside the parallel ones."""
-        return self.branches > 1
-
-    @property
-    def branched(self) -> dict[str, Any]:
-        return {"branches": self.branches, "post_norm": self.post_norm and self.extra}
 
 
 STEM, HEAD = 16, 1280
@@ -117,13 +101,19 @@ class GhostModule(nn.Module):
     `cout` is even, as every width here is a multiple of 4, so nothing is cut off the concat.
     """
 
-    def __init__(self, cin: int, cout: int, form: Form, relu: bool, gate: bool = False) -> None:
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        relu: bool,
+        gate: bool = False,
+        branches: int = 1,
+        post_norm: bool = False,
+    ) -> None:
         super().__init__()
         half = cout // 2
-        self.primary = RepConv(cin, half, skip=form.extra and cin == half, **form.branched)
-        self.cheap = RepConv(
-            half, half, (3, 3), groups=half, scale=form.extra, skip=form.extra, **form.branched
-        )
+        self.primary = BranchedConv(cin, half, 1, branches, post_norm=post_norm)
+        self.cheap = BranchedConv(half, half, 3, branches, groups=half, post_norm=post_norm)
         self.act = nn.ReLU() if relu else nn.Identity()
         self.gate = Gate(cin, cout) if gate else None
 
@@ -136,20 +126,22 @@ class GhostModule(nn.Module):
 class Bottleneck(nn.Module):
     """Expand, optionally stride and squeeze-excite, project, and add the shortcut."""
 
-    def __init__(self, cin: int, row: Row, width: float, form: Form, gate: bool) -> None:
+    def __init__(
+        self, cin: int, row: Row, width: float, gate: bool, branches: int, post_norm: bool
+    ) -> None:
         super().__init__()
         mid, cout = channels(row.mid * width), channels(row.out * width)
-        kernel = (row.kernel, row.kernel)
-        self.expand = GhostModule(cin, mid, form, relu=True, gate=gate)
+        self.expand = GhostModule(cin, mid, True, gate, branches, post_norm)
         self.dw: nn.Module = nn.Identity()
         if row.stride > 1:
-            self.dw = RepConv(
-                mid, mid, kernel, row.stride, groups=mid, scale=form.extra, **form.branched
+            self.dw = BranchedConv(
+                mid, mid, row.kernel, branches, stride=row.stride, groups=mid, post_norm=post_norm
             )
         self.se = SqueezeExcite(mid, channels(mid * row.se)) if row.se else nn.Identity()
-        self.project = GhostModule(mid, cout, form, relu=False)
+        self.project = GhostModule(mid, cout, False, False, branches, post_norm)
         self.shortcut: nn.Module = nn.Identity()
         if cin != cout or row.stride > 1:
+            kernel = (row.kernel, row.kernel)
             self.shortcut = nn.Sequential(
                 RepConv(cin, cin, kernel, row.stride, groups=cin), RepConv(cin, cout)
             )
@@ -181,14 +173,14 @@ class GhostNetV3(nn.Module):
         post_norm: bool = False,
     ) -> None:
         super().__init__()
-        form = Form(branches, post_norm)
+        post_norm = post_norm and branches > 1
         cin = channels(STEM * width)
         self.stem = RepConv(3, cin, (3, 3), stem_stride)
         stages, index = [], 0
         for rows in spec.stages:
             stage = []
             for row in rows:
-                stage.append(Bottleneck(cin, row, width, form, gate=index > 1))
+                stage.append(Bottleneck(cin, row, width, index > 1, branches, post_norm))
                 cin, index = channels(row.out * width), index + 1
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)

@@ -5,7 +5,9 @@ mean and variance. With those known, the branches fold into one convolution whil
 do when deployed, and neither their outputs are normalised nor summed. For a 1x1 conv the statistics
 follow from the mean and the covariance of its input, so that the branches are never computed at
 all; for a depthwise one they are computed, but read only once. Gradients are exact: they go through
-the statistics. In float32 the result differs from the plain one by rounding alone (see the tests).
+the statistics. In float32 the result differs from the plain one by rounding alone (see the tests), as
+long as means are of the size of the deviations, which those of trained nets are: of inputs with mean 10
+and deviation 0.1 the variance, a difference of squares, is wrong by a hundredth.
 """
 
 from __future__ import annotations

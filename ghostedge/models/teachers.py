@@ -20,6 +20,7 @@ from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.files import sha256
 from ghostedge.models.reparam import fold
+from ghostedge.models.synthetic import noise
 from ghostedge.pixels import PixelContract
 
 
@@ -227,6 +228,7 @@ class Teacher:
             from ghostedge.runtime import Classifier
 
             self.classifier = Classifier(source, threads=torch.get_num_threads())
+            self.softmaxed = _probable(self.classifier.raw(noise(self.classifier.size)[:16]))
             file, self.size, own = (
                 self.classifier.path,
                 self.classifier.size,
@@ -249,7 +251,8 @@ class Teacher:
         if self.net is not None:
             return self.net(views).float()[:, self.order]
         raw = self.classifier.raw(views.permute(0, 2, 3, 1).cpu().numpy())
-        return _logits(torch.from_numpy(raw).to(self.device))[:, self.order]
+        outputs = torch.from_numpy(raw).to(self.device)[:, self.order]
+        return outputs.clamp(min=1e-12).log() if self.softmaxed else outputs
 
     def resized(self, views: Tensor) -> Tensor:
         """Return views at the size that the teacher reads."""
@@ -260,9 +263,6 @@ class Teacher:
         return values.round().clamp(0, 255).byte()
 
 
-def _logits(outputs: Tensor) -> Tensor:
-    """Return logits of what a model gives: the logarithm where that is probabilities."""
-    sums = outputs.sum(1)
-    if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-        return outputs.clamp(min=1e-12).log()
-    return outputs
+def _probable(outputs: np.ndarray) -> bool:
+    """Whether outputs (batch, classes) are probabilities; those in 1/256 sum to a little more or less."""
+    return bool(outputs.min() >= 0 and abs(outputs.sum(1) - 1).max() < 0.25)

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     labels: Tensor
     others: Tensor | None = None
     share: float = 1.0
+    seed: int = 0
+    """For what a step draws: the same in all its sub-batches, whichever process has them."""
 
     def shared(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Return what `of` gives for the labels; under mixup for both, by their shares."""
@@ -41,7 +43,7 @@ class Batch(NamedTuple):
         """Cut into sub-batches of equal size."""
         others = [None] * count if self.others is None else self.others.chunk(count)
         parts = zip(self.views.chunk(count), self.labels.chunk(count), others, strict=True)
-        return [Batch(*part, self.share) for part in parts]
+        return [Batch(*part, self.share, self.seed) for part in parts]
 
 
 class Batches:
@@ -90,13 +92,14 @@ class Batches:
             if recipe.cutout:
                 views = _with_hole(views, holes[chosen], recipe.cutout)
             labels = self.labels[chosen]
+            seed = random.initial_seed() * self.steps + step
             if shares is None:
-                yield Batch(views.permute(0, 3, 1, 2), labels)
+                yield Batch(views.permute(0, 3, 1, 2), labels, seed=seed)
                 continue
             share = float(shares[step])
             # Rounded to whole pixels: a teacher behind a runtime takes nothing else.
             views = torch.lerp(views.roll(1, 0).float(), views.float(), share).round().byte()
-            yield Batch(views.permute(0, 3, 1, 2), labels, labels.roll(1, 0), share)
+            yield Batch(views.permute(0, 3, 1, 2), labels, labels.roll(1, 0), share, seed)
 
     def _shifted(self, chosen: Tensor, shift: Tensor, flip: Tensor, border: str) -> Tensor:
         """Return images (batch, size, size, 3): one gather, whose indices hold shift and mirror."""

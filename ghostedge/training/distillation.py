@@ -197,8 +197,9 @@ class DGKD(Strategy):
 
     def guidance(self, logits: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         terms = torch.stack([self.kl(logits, target) for target in targets])
-        kept = torch.rand(len(targets)) < self.survival
-        kept[torch.randint(len(targets), ())] = True
+        random = torch.Generator().manual_seed(batch.seed)
+        kept = torch.rand(len(targets), generator=random) < self.survival
+        kept[torch.randint(len(targets), (), generator=random)] = True
         return (terms * kept.to(terms)).sum()
 
 

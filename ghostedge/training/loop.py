@@ -22,7 +22,14 @@ from torch import nn
 
 import ghostedge
 from ghostedge import checkpoint
-from ghostedge.data.sources import Data, Images, open_data, require_classes, split
+from ghostedge.data.sources import (
+    Data,
+    Images,
+    match_classes,
+    open_data,
+    require_classes,
+    split,
+)
 from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.files import reported, sha256
 from ghostedge.models import ARCHITECTURES, architecture, create, parse_name
@@ -126,8 +133,13 @@ def train(
     assert recipe.batch is not None
     card.training |= {"recipe": dataclasses.asdict(recipe), "device": _device_name(place)}
     if distillation is not None:
-        stated = dataclasses.asdict(distillation)
-        card.training["distillation"] = {**stated, "teachers": [t.identity for t in teachers]}
+        built = distillation.build()  # whose numbers are known
+        card.training["distillation"] = {
+            "strategy": distillation.strategy,
+            "temperature": built.temperature,
+            "alpha": built.alpha,
+            "teachers": [teacher.identity for teacher in teachers],
+        }
     card.licence = licence
     card.versions = {
         "ghostedge": ghostedge.__version__,
@@ -138,13 +150,14 @@ def train(
     val = Batches(val_images.pixels, val_images.labels, _at_once(card.pixels.size), place)
     student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
     run = _Run(student, batches, val, recipe, card, folder, processes, console)
-    run.prepare(distillation, teachers, compile or ("default" if place.type == "cuda" else "off"))
-    if resume:
-        run.restore()
     with reported(output):
         try:
-            for teacher in teachers:
+            for teacher in teachers:  # before it is compiled: for the student's batches alone
                 console.print(_introduced(teacher, val))
+            default = "default" if place.type == "cuda" else "off"
+            run.prepare(distillation, teachers, compile or default)
+            if resume:
+                run.restore()
             run.to_the_end(deadline)
             if processes.rank == 0:
                 _finish(run, sets)
@@ -182,7 +195,12 @@ def _subject(
             pixels = dataclasses.replace(pixels, size=imgsz)
         arguments = {**start.arguments, "num_classes": len(labels)}
         net = create(start.architecture, **arguments)
-        if _adopt(net, tensors, with_head=start.labels == labels):
+        known = sorted(start.labels) == sorted(labels)
+        if known:
+            order = match_classes(labels, start.labels)
+            for name in _of_head(net):
+                tensors[name] = tensors[name][order]
+        if _adopt(net, tensors, with_head=known):
             raise GhostEdgeError(f"The tensors of {from_} do not fit {start.name}.")
         card = checkpoint.Checkpoint(start.architecture, arguments, labels, pixels)
         file = checkpoint.find(from_)
@@ -246,7 +264,7 @@ def _takes(model: str, argument: str) -> bool:
 def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
     """Take over every tensor that fits; return the names, but the head's, that had none."""
     own = net.state_dict()
-    made = () if with_head else tuple(f"{head(net)[0]}.{part}" for part in ("weight", "bias"))
+    made = () if with_head else _of_head(net)
     taken = {}
     for name, tensor in tensors.items():
         # A file holds a norm's counter, which has no dimension, as a list of one.
@@ -254,6 +272,11 @@ def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> l
             taken[name] = torch.from_numpy(tensor).reshape(own[name].shape)
     net.load_state_dict(taken, strict=False)
     return [name for name in own if name not in taken and name not in made]
+
+
+def _of_head(net: nn.Module) -> tuple[str, str]:
+    name = head(net)[0]
+    return f"{name}.weight", f"{name}.bias"
 
 
 def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[str, Any]]:
@@ -377,9 +400,10 @@ class _Run:
         self.trained = trained
         # Compiled code runs no hook that it did not see while it was traced.
         if compile != "off" and not (strategy is not None and strategy.looks_inside):
+            torch.compiler.reset()  # of what a chain compiled before: torch compiles only so many
             for net in (student, *(teacher.net for teacher in teachers)):
                 if net is not None:
-                    net.compile(mode=compile)
+                    net.compile(mode=compile, dynamic=False)
         self.parallel = self.processes.parallel(objective)
 
     def rate(self, step: float) -> float:
@@ -461,8 +485,7 @@ class _Run:
             if self.step < self.batches.steps:
                 self.seconds = time.monotonic() - started
                 self.pause_after(deadline)
-        if not all(bool(t.isfinite().all()) for t in self.student.state_dict().values()):
-            raise self.diverged(number, "weights are no longer finite")
+        self.require_finite()
         loss, right, seen = self.processes.summed(self.sums).tolist()
         validation = accuracy(self.average.net, self.val)
         self.step, self.seconds = 0, 0.0
@@ -501,8 +524,7 @@ class _Run:
             return
         number = len(self.history)
         self.sums = self.processes.summed(self.sums)
-        if not bool(self.sums.isfinite().all()):
-            raise self.diverged(number, "the loss is no longer finite")
+        self.require_finite()
         self.save()
         self.processes.meet()  # torchrun kills the others when the first one ends
         raise Paused(
@@ -510,6 +532,13 @@ class _Run:
             f"{f' and {self.step} of {self.batches.steps} steps' if self.step else ''}: "
             f"the same command with --resume continues {self.folder.path}."
         )
+
+    def require_finite(self) -> None:
+        """Raise GhostEdgeError rather than keep what no run can go on from."""
+        if not bool(self.sums.isfinite().all()):
+            raise self.diverged(len(self.history), "the loss is no longer finite")
+        if not all(bool(t.isfinite().all()) for t in self.student.state_dict().values()):
+            raise self.diverged(len(self.history), "weights are no longer finite")
 
     def diverged(self, epoch: int, how: str) -> GhostEdgeError:
         kept = f"{self.folder.path} keeps the epochs before it; start" if epoch else "Start"
@@ -568,6 +597,7 @@ class _Run:
 def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
     """Return what a resumed run must have in common with the interrupted one."""
     return {
+        **card.training["recipe"],
         "model": card.architecture,
         **card.arguments,
         "imgsz": card.pixels.size,
@@ -575,7 +605,6 @@ def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:
         "labels": card.labels,
         "from": card.training.get("from"),
         "distillation": card.training.get("distillation"),
-        **card.training["recipe"],
     }
 
 
@@ -583,11 +612,8 @@ def _finish(run: _Run, sets: Data) -> None:
     """Complete the best checkpoint: test accuracy, read once, and synthetic calibration images."""
     path = run.folder.path / "best.safetensors"
     card, tensors = checkpoint.read(path)
-    finished = "test" in card.accuracy or checkpoint.CALIBRATION in tensors
     test = None if "test" in card.accuracy else sets.test
     uncalibrated = card.architecture in ARCHITECTURES and checkpoint.CALIBRATION not in tensors
-    if finished and test is None and not uncalibrated:
-        return  # and was resumed
     net = checkpoint.network(card, tensors, str(path)).to(run.place)
     if test is not None:
         try:

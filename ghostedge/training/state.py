@@ -49,8 +49,9 @@ class Folder:
         self.state = path / "state.pt"
 
     def require_unused(self) -> None:
-        """Raise GhostEdgeError where there is a run, which a new one would overwrite."""
-        if self.state.exists():
+        """Raise GhostEdgeError where there is a run, or what is left of one: a new one would overwrite it."""
+        files = ("state.pt", "best.safetensors", "last.safetensors", "log.csv")
+        if any((self.path / name).exists() for name in files):
             raise GhostEdgeError(
                 f"{self.path} holds a run already. Continue it with --resume, or name another --output."
             )

@@ -17,7 +17,7 @@ from ghostedge.data.sources import open_data
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models import TEACHERS, create, parse_name, teachers
 from ghostedge.models.reparam import RepConv
-from ghostedge.models.teachers import OnPixels, Teacher
+from ghostedge.models.teachers import OnPixels, Teacher, _probable
 from ghostedge.pixels import IMAGENET, PixelContract
 from ghostedge.runtime import Classifier
 from ghostedge.training import loop
@@ -156,6 +156,14 @@ def test_an_onnx_teacher_is_the_torch_teacher(tmp_path: Path, softmax: bool) -> 
     found = Teacher(file, LABELS, CPU)(views())
     # Probabilities lose what all logits have in common, which no softmax sees.
     torch.testing.assert_close(found.log_softmax(1), logits.log_softmax(1), rtol=1e-4, atol=1e-4)
+
+
+def test_probabilities_in_whole_steps_are_told_from_logits() -> None:
+    random = np.random.default_rng(0)
+    raw = random.normal(size=(16, 100)) * 3
+    exact = np.exp(raw) / np.exp(raw).sum(1, keepdims=True)
+    assert _probable(exact) and _probable(np.round(256 * exact) / 256)
+    assert not _probable(raw) and not _probable(np.abs(raw)) and not _probable(exact[:, :50])
 
 
 def test_an_int8_export_is_a_teacher(bundle: Bundle) -> None:

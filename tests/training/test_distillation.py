@@ -41,10 +41,10 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
     return float(sum(a * np.log(a / b) for a, b in zip(p.flat, q.flat, strict=True)) / len(p))
 
 
-def loss(name: str, t: float, alpha: float, teachers: torch.Tensor) -> float:
+def loss(name: str, t: float, alpha: float, teachers: torch.Tensor, seed: int = 0) -> float:
     entropy = torch.tensor(1.7, dtype=torch.float64)
     built = Distillation(("t",), name, t, alpha).build()
-    return float(built(entropy, logits(0), teachers, Batch(torch.empty(0), LABELS)))
+    return float(built(entropy, logits(0), teachers, Batch(torch.empty(0), LABELS, seed=seed)))
 
 
 def test_kd() -> None:
@@ -106,12 +106,12 @@ def test_dgkd_adds_guides_and_drops_some() -> None:
         round(3 * 0.85 + 0.5 * sum(t for i, t in enumerate(terms) if mask >> i & 1), 6): mask
         for mask in range(1, 8)
     }
-    torch.manual_seed(0)
-    found = [possible[round(loss("dgkd", 4, 0.5, guides), 6)] for _ in range(400)]
+    found = [possible[round(loss("dgkd", 4, 0.5, guides, seed), 6)] for seed in range(400)]
     assert set(found) == set(range(1, 8))
     kept = np.mean([mask >> i & 1 for mask in found for i in range(3)])
     # 3/4, and one for certain: 1 - (2/3) / 4 = 5/6.
     assert kept == pytest.approx(5 / 6, abs=0.04)
+    assert [part.seed for part in Batch(logits(0), LABELS, seed=7).chunks(2)] == [7, 7]
 
 
 def net(seed: int = 0) -> OnPixels:
@@ -235,6 +235,8 @@ def test_a_distillation_resumes_bit_for_bit(
     card = checkpoint.read(tmp_path / "run" / "best.safetensors")[0]
     stated = card.training["distillation"]
     assert stated["strategy"] == strategy and len(stated["teachers"]) == 2
+    usual = STRATEGIES[strategy].settings
+    assert (stated["temperature"], stated["alpha"]) == usual, "what was used, though not given"
 
 
 def test_what_a_teacher_knows_is_said_before_it_teaches(tmp_path: Path, drawn_folder: Path) -> None:
@@ -325,7 +327,7 @@ def test_mixed_labels_share_what_is_distilled(
     objective = Objective(student, 0.1, None, built, teachers)
     drawn: list[int] = []
     draw = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *size: drawn.append(1) or draw(*size))
+    monkeypatch.setattr(torch, "rand", lambda *size, **by: drawn.append(1) or draw(*size, **by))
 
     def loss(*given: Any) -> torch.Tensor:
         torch.manual_seed(0)
@@ -334,6 +336,35 @@ def test_mixed_labels_share_what_is_distilled(
     others = LABELS.roll(1)
     torch.testing.assert_close(loss(LABELS, others, 0.3), 0.3 * loss(LABELS) + 0.7 * loss(others))
     assert len(drawn) == 3 * (strategy == "dgkd"), "guides are chosen once a step"
+
+
+def test_student_and_teacher_are_compiled_once_each_for_one_size_of_batch(
+    tmp_path: Path, drawn_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By dynamo itself; what it hands to a compiler runs as it is."""
+    sizes: list[list[Any]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        sizes.append([tuple(value.shape) for value in inputs if getattr(value, "ndim", 0) == 4])
+        return graph.forward
+
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda net, mode, **options: compiled(net, backend=backend, **options),
+    )
+    teacher, recipe = make_teacher(tmp_path), Recipe(epochs=1, batch=8, lr=0.03)
+    learn(drawn_folder, tmp_path / "kd", teacher, recipe=recipe, compile="default")
+    views = [shape for shapes in sizes for shape in shapes if shape[1] == 3 and shape[2] > 3]
+    assert len(sizes) == 2, "a graph for each net"
+    assert views and all(type(side) is int for shape in views for side in shape)
+    assert {shape[0] for shape in views} == {8}
+
+    sizes.clear()
+    options = {"recipe": recipe, "compile": "default", "strategy": "amtml"}
+    learn(drawn_folder, tmp_path / "amtml", teacher, **options)
+    assert not sizes, "whose hooks compiled code would not run"
 
 
 def test_a_student_follows_its_teacher(tmp_path: Path, drawn_folder: Path) -> None:

@@ -276,7 +276,7 @@ def test_the_recipe_reaches_the_objective() -> None:
 
 def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode: modes.append(mode))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _, mode, dynamic: modes.append(mode))
     run = small_run()
     assert modes == []
     run.prepare(None, [], "reduce-overhead")
@@ -333,13 +333,21 @@ def test_transfer_to_other_classes_and_sizes(start: Path, tmp_path: Path) -> Non
     assert tensors["classifier.weight"].shape[0] == 5
 
 
-def test_transfer_keeps_the_head_for_the_same_classes(start: Path, drawn_folder: Path) -> None:
+def test_transfer_keeps_the_head_for_the_same_classes(
+    start: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
     from ghostedge.data.sources import open_data
 
     card, net = loop._subject(open_data(drawn_folder), None, None, 1, False, str(start), False)
     assert card.pixels.size == SIZE
     expected = checkpoint.read(start)[1]["classifier.weight"]
     np.testing.assert_array_equal(head(net)[1].weight.detach().numpy(), expected)
+    card, tensors = checkpoint.read(start)
+    card.labels.reverse()  # as `ghostedge import --labels` may have them
+    checkpoint.save(tmp_path / "other.safetensors", card, tensors)
+    other = str(tmp_path / "other.safetensors")
+    _, net = loop._subject(open_data(drawn_folder), None, None, 1, False, other, False)
+    np.testing.assert_array_equal(head(net)[1].weight.detach().numpy(), expected[::-1])
     with pytest.raises(GhostEdgeError, match=r"holds ghostnetv3-small-0\.1x, not resnet18"):
         loop._subject(open_data(drawn_folder), "resnet18", None, 1, False, str(start), False)
 

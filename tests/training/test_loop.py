@@ -278,12 +278,21 @@ def test_a_finished_run_resumes_to_the_same(run: Path, drawn_folder: Path, tmp_p
     assert_same(run, tmp_path / "run")
 
 
+def test_parallel_branches_go_on_as_if_unbroken(drawn_folder: Path, tmp_path: Path) -> None:
+    options = {"branches": 3, "recipe": dataclasses.replace(RECIPE, epochs=1)}
+    learn(drawn_folder, tmp_path / "whole", **options)
+    with pytest.raises(Paused):
+        learn(drawn_folder, tmp_path / "cut", budget=1e-9, **options)
+    learn(drawn_folder, tmp_path / "cut", resume=True, **options)
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"recipe": dataclasses.replace(RECIPE, epochs=6)}, "another epochs: 5, not 6"),
         ({"recipe": dataclasses.replace(RECIPE, lr=0.2)}, "another lr: 0.1, not 0.2"),
-        ({"recipe": dataclasses.replace(RECIPE, seed=1)}, "another data: "),
+        ({"recipe": dataclasses.replace(RECIPE, seed=1)}, "another seed: 0, not 1"),
         ({"model": "ghostnetv3-small-0.2x"}, "another width: 0.1, not 0.2"),
         ({"model": "ghostnetv3-0.1x"}, "another model: ghostnetv3-small, not ghostnetv3"),
         ({"branches": 3}, "another branches: 1, not 3"),
@@ -368,6 +377,8 @@ def test_a_run_folder_in_use(run: Path, drawn_folder: Path, tmp_path: Path) -> N
     assert "--resume" in message and "--output" in message
     assert "holds no run to resume" in refused(drawn_folder, tmp_path / "none", resume=True)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "last.safetensors").touch()  # all that is left of one
+    assert "holds a run already" in refused(drawn_folder, tmp_path)
 
 
 class Malicious:
@@ -430,6 +441,16 @@ def copies(folder: Path, target: Path, count: int, mode: str = "RGB", classes: i
             with Image.open(file) as image:
                 image.convert(mode).save(target / source.name / file.name)
     return target
+
+
+def test_weights_that_are_no_numbers_are_not_kept_by_a_budget(
+    drawn_folder: Path, tmp_path: Path
+) -> None:
+    """The first step's loss is finite, the weights after it are not."""
+    recipe = dataclasses.replace(RECIPE, lr=1000.0, weight_decay=1e37, warmup=0.0)
+    said = refused(drawn_folder, tmp_path, recipe=recipe, budget=1e-9)
+    assert "weights are no longer finite" in said
+    assert not (tmp_path / "state.pt").exists()
 
 
 def test_fewer_images_than_a_batch(drawn_folder: Path, tmp_path: Path) -> None:
