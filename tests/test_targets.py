@@ -96,13 +96,13 @@ def test_runs_are_kept_by_how_they_were_trained(benchmark: Any) -> None:
     def written(name: str, **training: Any) -> tuple[str, Checkpoint]:
         card = Checkpoint("resnet8", {}, ["a", "b"], PixelContract(32))
         recipe = Recipe(**training.pop("recipe", {})).resolved(45_000)
-        card.training = {"recipe": dataclasses.asdict(recipe), **training}
+        card.training = {"recipe": dataclasses.asdict(recipe), "device": "cpu", **training}
         card.data = {"images": 45_000, "fingerprint": "0123456789"}
         card.accuracy = {"test": {"top1": 80.0, "images": 500}, "validation": {"top1": 81.5}}
         return name, card
 
     plain = benchmark.run_of(*written("plain"))
-    assert plain == ("30 epochs", "resnet8", "0", "auto", "81.50", "80.00", "500 of 01234567")
+    assert plain == ("30 epochs", "resnet8", "0", "fp32", "81.50", "80.00", "500 of 01234567")
     teachers = [{"sha256": "ffffffffff"}, {"sha256": "eeeeeeeeee"}]
     taught = benchmark.run_of(*written("kd", distillation={"strategy": "kd", "teachers": teachers}))
     assert taught.training == "30 epochs, kd by eeeeeeee, ffffffff"
@@ -121,7 +121,9 @@ def test_runs_are_kept_by_how_they_were_trained(benchmark: Any) -> None:
     again = plain._replace(test="90.00")
     runs = benchmark.merged([plain, short], [again, short._replace(seed="2", test="60.00")])
     assert again in runs and plain not in runs and len(runs) == 3
-    assert benchmark.points(runs[1:], "test") == [benchmark.Point("resnet8", [80.0, 60.0])]
+    (point,) = benchmark.points(runs[1:], "test")
+    assert point == benchmark.Point("resnet8", [80.0, 60.0], "bf16")
+    assert len(benchmark.merged([plain], [plain._replace(precision="bf16")])) == 2
     with pytest.raises(GhostEdgeError, match="different images"):
         benchmark.merged([plain], [short._replace(images="500 of 89abcdef")])
 
@@ -337,6 +339,17 @@ def test_the_real_table_ranks_the_shipped_weights(target: str) -> None:
     assert chosen.cost == min(c.cost for c in found.choices if c.top1 >= best - NEAR)
     for choice in found.choices:  # what the table shows is a limit that it meets
         assert choice.name in names(rank(target, within=float(f"{choice.cost:.3g}")))
+
+
+def test_the_readme_says_what_training_starts_from() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    for target in TARGETS:
+        base = {choice.name: choice.cost for choice in rank(target).choices}[targets.BASE]
+        chosen, _ = choose(target)
+        (line,) = (line for line in readme.splitlines() if line.startswith(f"| {target} |"))
+        _, _, name, top1, cost, other, _ = (cell.strip() for cell in line.split("|"))
+        assert (name, top1) == (chosen.name, f"{chosen.top1:.2f}")
+        assert (cost.split()[0], other) == (f"{chosen.cost:g}", f"{base:g}")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@
 adds what finished checkpoints record to accuracy.csv. Of every way of training that it holds (the default
 recipe for so many epochs, with or without a teacher) it prints accuracies with costs, and how far
 DenseStride stands before every other network on each target and before the plain conversion of the
-paper's, where that is among them; of the one with most runs it draws <target>.png. Several runs
-of one network are its seeds: a figure is their mean, a bar goes from the lowest to the highest.
+paper's, where that is among them; of the one with most runs it draws <target>.png. Of several runs
+of one network, its seeds, a figure is their mean, a bar goes from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ BENCHMARKS = Path(__file__).parents[1]
 RUNS = Path(__file__).with_name("accuracy.csv")
 GAIN, SHARE = 0.5, 0.6
 """The goal: so many points more at a peer's cost, or at its accuracy so much of its cost."""
+BELOW = 20
+"""Points below the best from where on a picture names a network and does not draw it."""
 PAPER = {"desktop": 1 / 3, "pi5": 0.4, "pi4": 0.6}
 """The goal against the paper's network: so much of the cost of its plain conversion, at its accuracy."""
 
@@ -55,6 +57,7 @@ class Point(NamedTuple):
 
     name: str
     top1: list[float]
+    precision: str = ""
 
     @property
     def mean(self) -> float:
@@ -103,12 +106,14 @@ def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
         training += f", {taught['strategy']} by {teachers}"
     tops = (f"{card.accuracy[part]['top1']:.2f}" for part in ("validation", "test"))
     images = f"{card.accuracy['test']['images']} of {card.data['fingerprint'][:8]}"
-    return Run(training, card.name, f"{recipe.seed}", recipe.precision, *tops, images)
+    on_cpu = card.training["device"].startswith("cpu")
+    precision = {"auto": "fp32" if on_cpu else "bf16"}.get(recipe.precision, recipe.precision)
+    return Run(training, card.name, f"{recipe.seed}", precision, *tops, images)
 
 
 def merged(known: Iterable[Run], new: Iterable[Run]) -> list[Run]:
     """Return all runs, a newer one in place of an older; raises GhostEdgeError for other images."""
-    runs = {run[:3]: run for run in (*known, *new)}
+    runs = {run[:4]: run for run in (*known, *new)}
     if len({run.images for run in runs.values()}) > 1:
         raise GhostEdgeError("The checkpoints were trained and measured on different images.")
     return sorted(runs.values())
@@ -116,10 +121,17 @@ def merged(known: Iterable[Run], new: Iterable[Run]) -> list[Run]:
 
 def points(runs: Sequence[Run], part: str) -> list[Point]:
     """Return the networks of runs that were trained alike."""
-    found: dict[str, list[float]] = collections.defaultdict(list)
+    found: dict[str, list[Run]] = collections.defaultdict(list)
     for run in runs:
-        found[run.network].append(float(getattr(run, part)))
-    return [Point(*item) for item in sorted(found.items())]
+        found[run.network].append(run)
+    return [
+        Point(
+            name,
+            [float(getattr(run, part)) for run in mine],
+            ", ".join(sorted({run.precision for run in mine})),
+        )
+        for name, mine in sorted(found.items())
+    ]
 
 
 def family(name: str) -> str:
@@ -128,9 +140,11 @@ def family(name: str) -> str:
 
 
 def draw(target: str, nets: Sequence[Point], training: str) -> None:
-    """Draw one target; networks without a cost there are left out."""
+    """Draw one target; networks far below the best are named under it, lest they flatten the rest."""
     costs, unit, _ = costs_of(target, 32)
-    shown = [net for net in nets if net.name in costs]
+    floor = max(net.mean for net in nets) - BELOW
+    shown = [net for net in nets if net.mean >= floor]
+    below = [f"{net.name} {net.mean:.0f}%" for net in nets if net not in shown]
     figure, axes = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
     families = sorted({family(net.name) for net in shown})
     for name, marker in zip(families, "osD^vP*X<>" * len(families), strict=False):
@@ -138,10 +152,10 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
             (net for net in shown if family(net.name) == name), key=lambda n: costs[n.name]
         )
         means = [net.mean for net in mine]
-        below = [mean - min(net.top1) for mean, net in zip(means, mine, strict=True)]
-        above = [max(net.top1) - mean for mean, net in zip(means, mine, strict=True)]
+        down = [mean - min(net.top1) for mean, net in zip(means, mine, strict=True)]
+        up = [max(net.top1) - mean for mean, net in zip(means, mine, strict=True)]
         places = [costs[net.name] for net in mine]
-        axes.errorbar(places, means, (below, above), marker=marker, capsize=3, label=name)
+        axes.errorbar(places, means, (down, up), marker=marker, capsize=3, label=name)
         for place, mean, net in zip(places, means, mine, strict=True):
             size = net.name.removeprefix(name).strip("-") or net.name
             # Ours run above the others: so do their sizes.
@@ -152,12 +166,15 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel(textwrap.fill(f"int8, {unit}: {TARGETS[target].source}", 62), fontsize=9)
+    said = textwrap.fill(f"int8, {unit}: {TARGETS[target].source}", 62)
+    if below:
+        said += "\n" + textwrap.fill(f"not drawn: {', '.join(below)}", 62)
+    axes.set_xlabel(said, fontsize=9)
     axes.margins(0.1)
     seeds = sorted({len(net.top1) for net in shown})
-    axes.set_ylabel(f"test top-1 %, {training}")
+    axes.set_ylabel(f"test top-1 % before int8, {training}")
     axes.set_title(
-        f"{target}: {' or '.join(map(str, seeds))} seed(s) a network, lowest to highest",
+        f"{target}: {' or '.join(map(str, seeds))} run(s) a network, lowest to highest",
         fontsize=10,
     )
     axes.grid(alpha=0.3, which="both")
@@ -168,12 +185,13 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
 
 def accuracies(nets: dict[str, Sequence[Point]], costs: Costs) -> str:
     """Return every network's mean accuracies, by part, and its costs, cheapest on a desktop first."""
-    heads = ["network", "seeds", *nets, *costs]
+    heads = ["network", "runs", "precision", *nets, *costs]
     rows = []
     groups = zip(*nets.values(), strict=True)
     for group in sorted(groups, key=lambda group: costs["desktop"][group[0].name]):
         name = group[0].name
-        cells = [name, f"{len(group[0].top1)}", *(f"{net.mean:.1f}" for net in group)]
+        cells = [name, f"{len(group[0].top1)}", group[0].precision]
+        cells += [f"{net.mean:.1f}" for net in group]
         cells += [f"{there[name]:.3g}" for there in costs.values()]
         rows.append(cells)
     return markdown.table(heads, rows)
