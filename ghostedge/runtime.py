@@ -36,7 +36,8 @@ RUNTIMES = {
     "onnxruntime": Runtime("ONNX Runtime", "onnxruntime", "onnxruntime"),
     "torch": Runtime("PyTorch", "torch", "torch"),
 }
-KERNELS = ("default", "reference")
+KERNELS = {"default": "", "reference": ".tflite", "exact": ".onnx"}
+"""Whose kernels there are, and of which files."""
 BATCH = 64
 """Images in one run where the model leaves the batch free."""
 
@@ -159,13 +160,15 @@ class LiteRT(Backend):
 class OnnxRuntime(Backend):
     runtime = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, exact: bool) -> None:
         import onnxruntime
 
         self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if exact:
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             content = path.read_bytes()
             self.session = onnxruntime.InferenceSession(
@@ -245,8 +248,9 @@ class Classifier:
         model: a .tflite, .onnx or .safetensors file, the name of shipped weights, or a bundle
             (then its int8 .tflite; without LiteRT its fp32 .onnx).
         threads: CPU threads of one run.
-        kernels: "default", or "reference" for LiteRT's plain kernels, in which a quantized model
-            gives the same bytes on x86 and arm64.
+        kernels: "default"; "reference" for LiteRT's plain kernels, in which a quantized .tflite
+            gives the same bytes on x86 and arm64; "exact" for those of ONNX Runtime whose int8 sums do
+            not saturate on x86 CPUs without dot products, which takes longer there.
 
     Attributes:
         path: the file that was loaded.
@@ -268,7 +272,7 @@ class Classifier:
     ) -> None:
         if kernels not in KERNELS:
             raise GhostEdgeError(
-                f"There are no kernels {kernels!r}: choose {' or '.join(KERNELS)}."
+                f"There are no kernels {kernels!r}: choose one of {', '.join(KERNELS)}."
             )
         self.path = _find(model)
         self.backend = _load(self.path, threads, kernels)
@@ -373,8 +377,10 @@ def _find(model: str | os.PathLike[str]) -> Path:
 
 
 def _load(path: Path, threads: int, kernels: str) -> Backend:
-    if kernels != "default" and path.suffix != ".tflite":
-        raise GhostEdgeError(f"Only a .tflite file has {kernels} kernels, {path} has not.")
+    if not path.suffix.endswith(KERNELS[kernels]):
+        raise GhostEdgeError(
+            f"Only a {KERNELS[kernels]} file has {kernels} kernels, {path} has not."
+        )
     runtime = {".tflite": "litert", ".onnx": "onnxruntime"}.get(path.suffix, "torch")
     if not installed(runtime):
         title, _, package = RUNTIMES[runtime]
@@ -385,7 +391,9 @@ def _load(path: Path, threads: int, kernels: str) -> Backend:
         raise GhostEdgeError(f"{path} is empty: export or copy it again.")
     if runtime == "litert":
         return LiteRT(path, threads, kernels)
-    return OnnxRuntime(path, threads) if runtime == "onnxruntime" else Torch(path, threads)
+    if runtime == "onnxruntime":
+        return OnnxRuntime(path, threads, kernels == "exact")
+    return Torch(path, threads)
 
 
 def _labels(path: Path, backend: Backend) -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
+from ghostedge.latency.runner import machine, saturates
 from ghostedge.runtime import BATCH, Classifier
 from tests.runtime_fixtures import (
     LABELS,
@@ -115,8 +116,47 @@ def test_reference_kernels(bundle: Path) -> None:
     assert np.abs(reference.astype(int) - default).max() <= 3
     with pytest.raises(GhostEdgeError, match=r"Only a \.tflite file has reference kernels"):
         Classifier(bundle / "model.onnx", kernels="reference")
-    with pytest.raises(GhostEdgeError, match="choose default or reference"):
+    with pytest.raises(GhostEdgeError, match=r"Only a \.onnx file has exact kernels"):
+        Classifier(bundle / "model_int8.tflite", kernels="exact")
+    with pytest.raises(GhostEdgeError, match="choose one of default, reference"):
         Classifier(bundle, kernels="fast")
+
+
+def test_exact_kernels_do_not_saturate(tmp_path: Path) -> None:
+    """White pixels and the largest weights: two products exceed 16 bits."""
+    make, array = onnx.helper, onnx.numpy_helper.from_array
+    values = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weights": np.full((4, 3, 3, 3), 127, np.int8),
+        "step": np.float32(1 / 127),
+        "middle": np.int8(0),
+        "large": np.float32(100),
+    }
+    nodes = [
+        make.make_node("QuantizeLinear", ["x", "one", "zero"], ["q"]),
+        make.make_node("DequantizeLinear", ["q", "one", "zero"], ["d"]),
+        make.make_node("DequantizeLinear", ["weights", "step", "middle"], ["w"]),
+        make.make_node("Conv", ["d", "w"], ["c"]),
+        make.make_node("QuantizeLinear", ["c", "large", "zero"], ["cq"]),
+        make.make_node("DequantizeLinear", ["cq", "large", "zero"], ["cd"]),
+        make.make_node("GlobalAveragePool", ["cd"], ["p"]),
+        make.make_node("Flatten", ["p"], ["y"]),
+    ]
+    graph = make.make_graph(
+        nodes,
+        "saturating",
+        [make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 24, 24])],
+        [make.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])],
+        [array(np.array(value), name) for name, value in values.items()],
+    )
+    file = tmp_path / "model.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8), file)
+    white = np.full((1, 24, 24, 3), 255, np.uint8)
+    expected = np.full((1, 4), 27 * 255.0)
+    np.testing.assert_allclose(Classifier(file, kernels="exact").raw(white), expected, atol=50)
+    found = Classifier(file).raw(white)
+    assert np.allclose(found, expected, atol=50) != saturates(machine()["features"])
 
 
 def test_a_bundle_stands_for_its_best_model(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
-"""What int8 costs a checkpoint, on its validation split, on test/ and on both: paired, two sets of kernels.
+"""What int8 costs the shipped weights, on their validation split and test/ together: 10,000 images, paired.
 
-    python benchmarks/int8/shipped.py CHECKPOINT DATA
+    python benchmarks/int8/shipped.py DATA [WEIGHTS...]
 
-Quantized as an export does, calibrated on 500 images that the checkpoint was trained on; compared with
-the fp32 .tflite on all images of the validation split and of test/.
+Files are made as `ghostedge export` makes them at first, from 500 images that the weights were trained on, and
+compared with the fp32 .tflite: the int8 .tflite by XNNPACK and by the reference kernels, the int8 .onnx by
+ONNX Runtime with exact sums.
 """
 
 from __future__ import annotations
@@ -13,49 +14,55 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from ghostedge import checkpoint as checkpoints
-from ghostedge.convert import ranges, to_int8_tflite, to_onnx, to_tflite
+from ghostedge.convert import to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
-from ghostedge.data.sources import open_data, split
+from ghostedge.convert.repair import Files, Variant
+from ghostedge.data.sources import Data, open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
 from ghostedge.runtime import Classifier
 
+KERNELS = (
+    ("model_int8.tflite", "default"),
+    ("model_int8.tflite", "reference"),
+    ("model_int8.onnx", "exact"),
+)
 
-def main(weights: str, data: str) -> None:
+
+def row(weights: str, sets: Data, folder: Path) -> str:
+    """Return a line of the table: agreement and points lost, by file and kernels."""
     card, net = checkpoints.build(weights)
-    sets, recorded = open_data(data), card.data["validation"]
+    recorded = card.data["validation"]
     assert sets.train is not None and sets.test is not None
     train, rest = split(sets.train, recorded["fraction"], recorded["seed"])
     size = card.pixels.size
     calibration = sets.train.read(size, sample(sets.train, train, 500, 0)).pixels
-    parts = {"validation": sets.train.read(size, rest), "test": sets.test.read(size)}
-    core = to_onnx.simplified(to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET), 1)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        file = folder / "model_fp32.tflite"
-        file.write_bytes(model := to_tflite.convert(core)["fp32"])
-        quantized = folder / "model_int8.tflite"
-        observed = ranges.observe(model, calibration)
-        quantized.write_bytes(to_int8_tflite.quantize(model, observed, "uint8"))
-        for kernels in ("default", "reference"):
-            found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-            for name, images in parts.items():
-                tops = [
-                    Classifier(path, kernels=run)(images.pixels).argmax(1)
-                    for path, run in ((file, "default"), (quantized, kernels))
-                ]
-                found[name] = (*(top == images.labels for top in tops), tops[0] == tops[1])
-            found["both"] = tuple(
-                np.concatenate(both) for both in zip(*found.values(), strict=True)
-            )  # type: ignore[assignment]
-            for name, (before, after, same) in found.items():
-                drop, interval = paired(before, after)
-                print(
-                    f"{kernels:10}{name:11}{len(same):6} images: agreement {same.mean():.2%}, "
-                    f"points lost {drop:.2f} ± {interval:.2f}"
-                )
+    parts = [sets.train.read(size, rest), sets.test.read(size)]
+    pixels, labels = (
+        np.concatenate([getattr(part, of) for part in parts]) for of in ("pixels", "labels")
+    )
+    core = to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET)
+    model, fp32 = folder / "model.onnx", folder / "model_fp32.tflite"
+    onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
+    fp32.write_bytes(to_tflite.convert(to_onnx.simplified(core, 1))["fp32"])
+    files = Files(core, model, fp32, calibration, 1, "uint8", folder)
+    expected = Classifier(fp32)(pixels).argmax(1)
+    cells = [weights, f"{len(pixels):,}"]
+    for name, kernels in KERNELS:
+        found = Classifier(files.make(name, Variant("plain")), kernels=kernels)(pixels).argmax(1)
+        drop, interval = paired(expected == labels, found == labels)
+        cells.append(f"{(found == expected).mean():.2%}, {drop:.2f} ± {interval:.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main(data: str, *weights: str) -> None:
+    sets = open_data(data)
+    for name in weights or sorted(checkpoints.shipped()):
+        with tempfile.TemporaryDirectory() as scratch:
+            print(row(name, sets, Path(scratch)), flush=True)
 
 
 if __name__ == "__main__":
