@@ -2,7 +2,7 @@
 
     python benchmarks/int8/shipped.py DATA [WEIGHTS...]
 
-Files are made as `ghostedge export` makes them at first, from 500 images that the weights were trained on, and
+Files are made as `ghostedge export` makes them at first, from 500 of the training images, and
 compared with the fp32 .tflite: the int8 .tflite by XNNPACK and by the reference kernels, the int8 .onnx by
 ONNX Runtime with exact sums.
 """

@@ -2,11 +2,13 @@
 
     python benchmarks/training/throughput.py DATA           # loop.json
     python benchmarks/training/throughput.py DATA --bf16    # bf16.json: on a CPU with AVX512-BF16
+    python benchmarks/training/throughput.py DATA --device cuda    # cuda.json: not yet run
 
 Both train the three-branch 1.0x net on the same images with batches of 128. The plain loop is what a
 tutorial writes: a DataLoader with two workers and PIL transforms, NCHW, every branch a convolution
 and a BatchNorm of its own. `--bf16` is our loop in bf16 and in fp32, for some networks, single-branch. Each
-pair takes turns, a few steps each, so that other work slows both.
+pair takes turns, a few steps each, so that other work slows both. `--device` takes the seconds of an epoch
+there, at 1.0x and 2.8x with three branches, and the share of them in which the GPU computes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -108,17 +112,17 @@ def plain(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None
             yield
 
 
-def ours(
-    images: np.ndarray, labels: np.ndarray, sets: Data, network: str, recipe: Recipe, branches: int
-) -> Iterator[None]:
+def ours(images: np.ndarray, labels: np.ndarray, sets: Data, network: str, recipe: Recipe,
+         branches: int, device: str = "cpu") -> Iterator[None]:  # fmt: skip
     """Train one step of our loop at each `next`."""
     card, net = _subject(sets, network, None, branches, False, None, False)
-    student = OnPixels(net, card.pixels)
+    processes = Processes(device)
+    student = OnPixels(net, card.pixels).to(processes.place)
     student.to(memory_format=torch.channels_last)
-    batches = Batches(images, labels, BATCH, torch.device("cpu"))
-    run = _Run(student, batches, batches, recipe, card, Folder(Path()), Processes("cpu"),
+    batches = Batches(images, labels, BATCH, processes.place)
+    run = _Run(student, batches, batches, recipe, card, Folder(Path()), processes,
                Console(file=io.StringIO()))  # fmt: skip
-    run.prepare(None, [], "off")
+    run.prepare(None, [], "default" if device == "cuda" else "off")
     student.train()
     epoch = 0
     while True:
@@ -128,6 +132,34 @@ def ours(
         epoch += 1
 
 
+def epochs(device: str, images: np.ndarray, labels: np.ndarray, sets: Data, rounds: int) -> Any:
+    """Return the median seconds of an epoch, and the share of the time that a GPU computes, by network."""
+    found = {}
+    module = torch.get_device_module(device)
+    for name in (BASE, "ghostnetv3-small-2.8x"):
+        run = ours(images, labels, sets, name, Recipe(batch=BATCH, lr=0.01), 3, device)
+        steps, seconds = len(images) // BATCH, []
+        for _ in range(rounds + 1):
+            module.synchronize()
+            started = time.perf_counter()
+            for _ in range(steps):
+                next(run)
+            module.synchronize()
+            seconds.append(time.perf_counter() - started)
+        with profile() as profiled:
+            started = time.perf_counter()
+            for _ in range(min(50, steps)):
+                next(run)
+            module.synchronize()
+            wall = time.perf_counter() - started
+        busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+        found[name] = {
+            "seconds an epoch": round(statistics.median(seconds[1:]), 3),  # the first one compiles
+            "computing": round(busy / wall, 3),
+        }
+    return {"epoch": found, "images": len(images)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data")
@@ -135,15 +167,19 @@ def main() -> None:
     parser.add_argument(
         "--bf16", action="store_true", help="bf16 against fp32, our loop both times"
     )
+    parser.add_argument("--device", default="cpu", help="seconds of an epoch of our loop there")
     options = parser.parse_args()
     sets = open_data(options.data)
     assert sets.train is not None
-    chosen = np.random.default_rng(0).permutation(len(sets.train))[:IMAGES]
+    most = IMAGES if options.device == "cpu" else len(sets.train)
+    chosen = np.random.default_rng(0).permutation(len(sets.train))[:most]
     read = sets.train.read(32, chosen)
     pixels, labels = read.pixels, read.labels
     torch.manual_seed(0)
     fp32, bf16 = (Recipe(batch=BATCH, lr=0.01, precision=kind) for kind in ("fp32", "bf16"))
-    if options.bf16:
+    if options.device != "cpu":
+        figures = epochs(options.device, pixels, labels, sets, options.rounds)
+    elif options.bf16:
         figures = {"bf16 / fp32, single-branch": {}}
         for name in HALVED:
             pair = (ours(pixels, labels, sets, name, recipe, 1) for recipe in (fp32, bf16))
@@ -168,13 +204,14 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cpu": here["cpu"],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "features": here["features"],
         "cores": here["cores"],
         "command": shlex.join(["python", "benchmarks/training/throughput.py", *sys.argv[1:]]),
     }
     text = json.dumps(result, indent=1)
-    name = "bf16.json" if options.bf16 else "loop.json"
-    Path(__file__).with_name(name).write_text(text + "\n")
+    name = "bf16" if options.bf16 else "loop" if options.device == "cpu" else options.device
+    Path(__file__).with_name(f"{name}.json").write_text(text + "\n")
     print(text)
 
 
