@@ -68,7 +68,8 @@ def test_fold_is_exact_and_leaves_no_branch(
 
     deployed = fold(net, torch.float64)
 
-    assert error(net, deployed, torch.randn(2, 3, size, size, dtype=torch.float64)) <= 1e-9
+    # Rounding alone, which random norms amplify: a wrong fold is off by a part in a thousand or more.
+    assert error(net, deployed, torch.randn(2, 3, size, size, dtype=torch.float64)) <= 1e-8
     parts = list(deployed.modules())
     assert not [m for m in parts if isinstance(m, RepConv) or "Norm" in type(m).__name__]
     convs = {k for k, m in deployed.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
