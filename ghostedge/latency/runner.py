@@ -45,7 +45,7 @@ PROTOCOL = (
     "interval holds 1 is noise. Load time, first inference and peak memory are of one run in a "
     "process of its own, the file read before."
 )
-FORMAT = 1
+FORMAT = 2
 SAYS = "bench: "
 """Begins the sentence that main ends with where a model cannot be timed."""
 LOADS = 5

@@ -92,7 +92,7 @@ class Batches:
             if recipe.cutout:
                 views = _with_hole(views, holes[chosen], recipe.cutout)
             labels = self.labels[chosen]
-            seed = random.initial_seed() * self.steps + step
+            seed = (random.initial_seed() * self.steps + step) % 2**63
             if shares is None:
                 yield Batch(views.permute(0, 3, 1, 2), labels, seed=seed)
                 continue

@@ -199,7 +199,8 @@ def _subject(
         if known:
             order = match_classes(labels, start.labels)
             for name in _of_head(net):
-                tensors[name] = tensors[name][order]
+                if len(tensors.get(name, ())) == len(order):
+                    tensors[name] = tensors[name][order]
         if _adopt(net, tensors, with_head=known):
             raise GhostEdgeError(f"The tensors of {from_} do not fit {start.name}.")
         card = checkpoint.Checkpoint(start.architecture, arguments, labels, pixels)

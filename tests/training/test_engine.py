@@ -348,6 +348,10 @@ def test_transfer_keeps_the_head_for_the_same_classes(
     other = str(tmp_path / "other.safetensors")
     _, net = loop._subject(open_data(drawn_folder), None, None, 1, False, other, False)
     np.testing.assert_array_equal(head(net)[1].weight.detach().numpy(), expected[::-1])
+    del tensors["classifier.weight"]
+    checkpoint.save(tmp_path / "other.safetensors", card, tensors)
+    with pytest.raises(GhostEdgeError, match="do not fit"):
+        loop._subject(open_data(drawn_folder), None, None, 1, False, other, False)
     with pytest.raises(GhostEdgeError, match=r"holds ghostnetv3-small-0\.1x, not resnet18"):
         loop._subject(open_data(drawn_folder), "resnet18", None, 1, False, str(start), False)
 
