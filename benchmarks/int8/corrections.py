@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from shipped import exported
 
 from ghostedge import checkpoint as checkpoints
-from ghostedge.convert import to_onnx, to_tflite, tune
+from ghostedge.convert import to_onnx, tune
 from ghostedge.convert.evidence import QAT_IMAGES, sample
 from ghostedge.convert.fake_quant import Graph
-from ghostedge.convert.repair import Files, Variant
+from ghostedge.convert.repair import Variant
 from ghostedge.data.sources import open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
@@ -84,15 +85,9 @@ def main() -> None:
         training = data.train.read(card.pixels.size, chosen).pixels
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        core = to_onnx.core(net, card.pixels, to_onnx.TFLITE_OPSET)
-        model = folder / "model.onnx"
-        onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
-        fp32 = folder / "model_fp32.tflite"
-        fp32.write_bytes(to_tflite.convert(to_onnx.simplified(core, 1))["fp32"])
-        expected = Classifier(model)(pixels).argmax(1)
-        files = Files(core, model, fp32, calibration, 1, "uint8", folder)
-        simplified = to_onnx.simplified(core)
+        files = exported(net, card.pixels, calibration, Path(scratch))
+        expected = Classifier(files.model)(pixels).argmax(1)
+        simplified = to_onnx.simplified(files.core)
         for variant in variants(simplified, calibration, training, arguments.qat):
             for name in ("model_int8.tflite", "model_int8.onnx"):
                 found = Classifier(files.make(name, variant))(pixels).argmax(1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from torch import nn
 
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_onnx, to_tflite
@@ -23,6 +24,7 @@ from ghostedge.convert.repair import Files, Variant
 from ghostedge.data.sources import Data, open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
+from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 
 KERNELS = (
@@ -30,6 +32,15 @@ KERNELS = (
     ("model_int8.tflite", "reference"),
     ("model_int8.onnx", "exact"),
 )
+
+
+def exported(net: nn.Module, pixels: PixelContract, calibration: np.ndarray, folder: Path) -> Files:
+    """Write the float files of a folded net as an export does; return what makes int8 files of them."""
+    core = to_onnx.core(net, pixels, to_onnx.TFLITE_OPSET)
+    model, fp32 = folder / "model.onnx", folder / "model_fp32.tflite"
+    onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
+    fp32.write_bytes(to_tflite.convert(to_onnx.simplified(core, 1))["fp32"])
+    return Files(core, model, fp32, calibration, 1, "uint8", folder)
 
 
 def row(weights: str, sets: Data, folder: Path) -> str:
@@ -44,12 +55,8 @@ def row(weights: str, sets: Data, folder: Path) -> str:
     pixels, labels = (
         np.concatenate([getattr(part, of) for part in parts]) for of in ("pixels", "labels")
     )
-    core = to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET)
-    model, fp32 = folder / "model.onnx", folder / "model_fp32.tflite"
-    onnx.save(to_onnx.simplified(to_onnx.with_raw_pixels(core)), model)
-    fp32.write_bytes(to_tflite.convert(to_onnx.simplified(core, 1))["fp32"])
-    files = Files(core, model, fp32, calibration, 1, "uint8", folder)
-    expected = Classifier(fp32)(pixels).argmax(1)
+    files = exported(fold(net), card.pixels, calibration, folder)
+    expected = Classifier(files.fp32)(pixels).argmax(1)
     cells = [weights, f"{len(pixels):,}"]
     for name, kernels in KERNELS:
         found = Classifier(files.make(name, Variant("plain")), kernels=kernels)(pixels).argmax(1)

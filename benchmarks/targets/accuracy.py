@@ -34,7 +34,7 @@ from ghostedge.errors import GhostEdgeError
 from ghostedge.files import atomic_file
 from ghostedge.targets import BASE, TARGETS, costs_of
 from ghostedge.training import Recipe
-from ghostedge.training.distillation import Distillation
+from ghostedge.training.distillation import STRATEGIES
 
 OURS = "densestride"
 BENCHMARKS = Path(__file__).parents[1]
@@ -84,8 +84,8 @@ def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
     taught = card.training.get("distillation") or {}
     usual = {}
     if taught:
-        strategy = Distillation(("any",), taught["strategy"]).build()
-        usual = {"temperature": strategy.temperature, "alpha": strategy.alpha}
+        settings = STRATEGIES[taught["strategy"]].settings
+        usual = dict(zip(("temperature", "alpha"), settings, strict=True))
     changed = (
         card.training.get("from"),
         card.arguments.get("branches", 1) > 1,

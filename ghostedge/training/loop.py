@@ -37,7 +37,7 @@ from ghostedge.models.synthetic import synthesize
 from ghostedge.models.teachers import OnPixels, Teacher, imagenet_name, imagenet_weights
 from ghostedge.pixels import IMAGENET, PixelContract, span
 from ghostedge.training.batches import Batch, Batches
-from ghostedge.training.distillation import Distillation
+from ghostedge.training.distillation import Distillation, Strategy
 from ghostedge.training.objective import Objective, balanced, freeze, head
 from ghostedge.training.processes import Processes
 from ghostedge.training.recipe import Recipe
@@ -132,12 +132,13 @@ def train(
     recipe = recipe.resolved(len(train_images))
     assert recipe.batch is not None
     card.training |= {"recipe": dataclasses.asdict(recipe), "device": _device_name(place)}
+    strategy = None
     if distillation is not None:
-        built = distillation.build()  # whose numbers are known
+        strategy = distillation.build()  # whose numbers are known
         card.training["distillation"] = {
             "strategy": distillation.strategy,
-            "temperature": built.temperature,
-            "alpha": built.alpha,
+            "temperature": strategy.temperature,
+            "alpha": strategy.alpha,
             "teachers": [teacher.identity for teacher in teachers],
         }
     card.licence = licence
@@ -155,7 +156,7 @@ def train(
             for teacher in teachers:  # before it is compiled: for the student's batches alone
                 console.print(_introduced(teacher, val))
             default = "default" if place.type == "cuda" else "off"
-            run.prepare(distillation, teachers, compile or default)
+            run.prepare(strategy, teachers, compile or default)
             if resume:
                 run.restore()
             run.to_the_end(deadline)
@@ -365,11 +366,8 @@ class _Run:
         """Of that epoch: loss by image, right answers, images."""
         self.seconds = 0.0
 
-    def prepare(
-        self, distillation: Distillation | None, teachers: list[Teacher], compile: str
-    ) -> None:
+    def prepare(self, strategy: Strategy | None, teachers: list[Teacher], compile: str) -> None:
         recipe, student = self.recipe, self.student
-        strategy = None if distillation is None else distillation.build()
         if strategy is not None:
             strategy.prepare(student, teachers, next(self.batches.in_order()).views[:2])
         weights = balanced(self.batches.labels, len(self.card.labels)) if recipe.balance else None

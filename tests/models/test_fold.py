@@ -46,6 +46,7 @@ def randomize(net: nn.Module, seed: int) -> None:
 
 @functools.cache
 def training_net(name: str, width: float | None) -> nn.Module:
+    torch.manual_seed(0)
     return create(name, **({} if width is None else {"width": width})).double().eval()
 
 
@@ -68,8 +69,9 @@ def test_fold_is_exact_and_leaves_no_branch(
 
     deployed = fold(net, torch.float64)
 
-    # Rounding alone, which random norms amplify: a wrong fold is off by a part in a thousand or more.
-    assert error(net, deployed, torch.randn(2, 3, size, size, dtype=torch.float64)) <= 1e-8
+    random = torch.Generator().manual_seed(seed)  # so that what Hypothesis prints fails again
+    images = torch.randn(2, 3, size, size, dtype=torch.float64, generator=random)
+    assert error(net, deployed, images) <= 1e-9
     parts = list(deployed.modules())
     assert not [m for m in parts if isinstance(m, RepConv) or "Norm" in type(m).__name__]
     convs = {k for k, m in deployed.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
