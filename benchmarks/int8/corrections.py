@@ -1,11 +1,11 @@
 """Which corrections serve int8: each one's TFLite and ONNX file against the float net.
 
-    python benchmarks/int8/corrections.py CHECKPOINT DATA [--test] [--qat EPOCHS]
+    python benchmarks/int8/corrections.py CHECKPOINT DATA [--synthetic] [--test] [--qat EPOCHS]
 
 DATA is a folder of labelled images with train/. Files are made as `ghostedge export` makes them, from
-500 calibration images, and run by XNNPACK and ONNX Runtime on the validation split that the checkpoint
-records; with --test, which is for the end, on that and test/ together. Adds to corrections.json beside
-this file and prints the table.
+500 calibration images or the checkpoint's 64 synthetic ones, and run by XNNPACK and ONNX Runtime (with exact
+sums) on the validation split that the checkpoint records; with --test, which is for the end, on that and
+test/ together. Adds to corrections.json beside this file and prints the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from shipped import exported
+from shipped import KERNELS, exported
 
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_onnx, tune
@@ -42,16 +42,16 @@ def variants(
     images = tune.core_input(torch.from_numpy(calibration))
     yield Variant("plain")
     graph = Graph(core)
-    yield Variant("narrower ranges", graph, tune.observe(graph, images, tune.INNER))
     tune.correct_biases(graph, tune.observe(graph, images), images)
     yield Variant("biases", graph)
-    for strength in (0.5, tune.STRENGTH):
-        graph = Graph(core)
-        tune.equalize(graph, images, strength)
-        yield Variant(f"equalised, strength {strength}", graph)
-    ranges = tune.observe(graph, images)
-    tune.correct_biases(graph, ranges, images)
-    yield Variant(f"equalised, strength {tune.STRENGTH}, and biases", graph)
+    graph = Graph(core)
+    tune.equalize(graph, images)
+    yield Variant("equalised", graph)
+    tune.correct_biases(graph, tune.observe(graph, images), images)
+    yield Variant("equalised, biases", graph)
+    graph = Graph(core)
+    ranges = tune.prepare(graph, images)
+    yield Variant("equalised, narrower ranges, biases", graph, ranges)
     if training is not None:
         learned = tune.fine_tune(graph, ranges, training, epochs, 0, print)
         yield Variant(f"the same, and {epochs} epochs of training", graph, learned)
@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint")
     parser.add_argument("data")
+    parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--qat", type=int, default=0)
     arguments = parser.parse_args()
@@ -78,7 +79,9 @@ def main() -> None:
     pixels = np.concatenate([part.pixels for part in parts])
     classes = np.array([card.labels.index(name) for name in data.train.classes])
     labels = classes[np.concatenate([part.labels for part in parts])]
-    calibration = data.train.read(card.pixels.size, sample(data.train, train, 500, 0)).pixels
+    calibration = tensors[checkpoints.CALIBRATION]
+    if not arguments.synthetic:
+        calibration = data.train.read(card.pixels.size, sample(data.train, train, 500, 0)).pixels
     training = None
     if arguments.qat:
         chosen = sample(data.train, train, QAT_IMAGES, 1)
@@ -89,8 +92,10 @@ def main() -> None:
         expected = Classifier(files.model)(pixels).argmax(1)
         simplified = to_onnx.simplified(files.core)
         for variant in variants(simplified, calibration, training, arguments.qat):
-            for name in ("model_int8.tflite", "model_int8.onnx"):
-                found = Classifier(files.make(name, variant))(pixels).argmax(1)
+            for name, kernels in KERNELS:
+                if kernels == "reference":
+                    continue
+                found = Classifier(files.make(name, variant), kernels=kernels)(pixels).argmax(1)
                 drop, interval = paired(expected == labels, found == labels)
                 row = {"tried": variant.name, "file": name, "drop": drop, "interval": interval}
                 row["agreement"] = float((found == expected).mean())
@@ -98,7 +103,8 @@ def main() -> None:
                 lost = f"{drop:.2f} ± {interval:.2f}"
                 print(f"| {variant.name} | {name} | {row['agreement']:.2%} | {lost} |", flush=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results[f"{card.name}, {len(pixels)} images"] = {
+    origin = "synthetic" if arguments.synthetic else "real"
+    results[f"{card.name}, {origin} calibration, {len(pixels)} images"] = {
         "command": "python benchmarks/int8/corrections.py " + shlex.join(sys.argv[1:]),
         "rows": rows,
     }

@@ -2,7 +2,7 @@
 
     python benchmarks/int8/shipped.py DATA [WEIGHTS...]
 
-Files are made as `ghostedge export` makes them at first, from 500 of the training images, and
+Files are made as `ghostedge export --data` makes them at first, from 500 of the training images, and
 compared with the fp32 .tflite: the int8 .tflite by XNNPACK and by the reference kernels, the int8 .onnx by
 ONNX Runtime with exact sums.
 """
@@ -20,7 +20,7 @@ from torch import nn
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
-from ghostedge.convert.repair import Files, Variant
+from ghostedge.convert.repair import Files, ladder
 from ghostedge.data.sources import Data, open_data, split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
@@ -57,9 +57,10 @@ def row(weights: str, sets: Data, folder: Path) -> str:
     )
     files = exported(fold(net), card.pixels, calibration, folder)
     expected = Classifier(files.fp32)(pixels).argmax(1)
+    first = next(ladder(files.core, calibration, True, None, 0, 0, print))
     cells = [weights, f"{len(pixels):,}"]
     for name, kernels in KERNELS:
-        found = Classifier(files.make(name, Variant("plain")), kernels=kernels)(pixels).argmax(1)
+        found = Classifier(files.make(name, first), kernels=kernels)(pixels).argmax(1)
         drop, interval = paired(expected == labels, found == labels)
         cells.append(f"{(found == expected).mean():.2%}, {drop:.2f} ± {interval:.2f}")
     return f"| {' | '.join(cells)} |"

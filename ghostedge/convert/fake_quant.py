@@ -48,10 +48,7 @@ class Graph(nn.Module):
         graph = model.graph
         unknown = sorted({node.op_type for node in graph.node} - {*_OPS, "Constant"})
         if unknown:
-            raise GhostEdgeError(
-                f"The repairs of int8 do not know the operation {unknown[0]}: give more --data to "
-                "calibrate on, or allow a larger --max-drop."
-            )
+            raise GhostEdgeError(f"The corrections of int8 do not know the operation {unknown[0]}.")
         self.input, self.output = graph.input[0].name, graph.output[0].name
         self.constants: dict[str, np.ndarray] = {}
         self.weights = nn.ParameterDict()

@@ -376,7 +376,13 @@ class _Export:
             return Stage(name, audit(path)["precision"], parity)
 
         attempts = ladder(
-            self.core, evidence.calibration, evidence.training, plan.qat, plan.seed, self.say
+            self.core,
+            evidence.calibration,
+            plan.data is not None,
+            evidence.training,
+            plan.qat,
+            plan.seed,
+            self.say,
         )
         names = [name for name in plan.artefacts if "int8" in name]
         done, self.attempts = repair(names, attempts, files.make, measure, plan.limits, self.say)

@@ -136,15 +136,18 @@ class Plan:
         if "tflite" in self.format:
             lines.append(f"convert to TFLite with onnx2tf and TensorFlow, batch {self.batch}")
         if self.int8:
-            real = f"{self.calib_samples} images of the training part of {self.data}"
+            real = (
+                f"{self.calib_samples} images of the training part of {self.data}, channels equalised and "
+                "biases corrected"
+            )
             lines.append(
                 f"quantize to int8, calibrated on {real if self.data else 'synthetic images'}"
             )
         if self.int8 and self.data:
             last = f", or {self.qat} epochs of quantization-aware training" if self.qat else ""
             lines.append(
-                f"where that loses more than {self.limits.max_drop:g} points of top-1, try other ranges, "
-                f"corrections, the most sensitive operations in float{last}"
+                f"where that loses more than {self.limits.max_drop:g} points of top-1, try plain int8, "
+                f"the most sensitive operations in float{last}"
             )
         if self.camera is not None:
             lines.append(f"average a camera's {self.camera}x{self.camera} pixels inside {CAMERA}")

@@ -1,4 +1,4 @@
-"""The repair ladder: what is tried, cheapest first, until int8 loses no more than is allowed."""
+"""The ladder of what int8 is made from, each step tried where those before lose more than is allowed."""
 
 from __future__ import annotations
 
@@ -81,28 +81,36 @@ def _check(graph: Graph, core: onnx.ModelProto, images: torch.Tensor) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise GhostEdgeError(
-            f"The repairs of int8 do not compute what this network does ({reason}): give more --data "
-            "to calibrate on, or allow a larger --max-drop."
+            f"The corrections of int8 do not compute what this network does ({reason})."
         ) from error
+
+
+def _wide_and_narrow(variant: Variant, narrow: bool) -> Iterator[Variant]:
+    yield variant
+    if narrow:
+        name = f"{variant.name}, weights in 7 bits"
+        yield dataclasses.replace(variant, name=name, narrow=True, suffix=".onnx")
 
 
 def ladder(
     core: onnx.ModelProto,
     calibration: np.ndarray,
+    real: bool,
     training: np.ndarray | None,
     epochs: int,
     seed: int,
     say: Say,
 ) -> Iterator[Variant]:
-    """Yield what can be tried, in order of cost; each is prepared when it is asked for.
+    """Yield what can be tried; each is prepared when it is asked for.
 
     core: the core graph, as exported. calibration, training: raw pixels, uint8
-    (images, size, size, 3). epochs: of quantization-aware training, 0 for none.
+    (images, size, size, 3). real: whether those to calibrate on are, so that corrections come first:
+    from synthetic ones they gain nothing (benchmarks/int8). epochs: of quantization-aware training, 0
+    for none.
     """
-    yield Variant("plain")
-    narrow = saturates(machine()["features"])
-    if narrow:
-        yield Variant("weights in 7 bits", narrow=True, suffix=".onnx")
+    plain, narrow = Variant("plain"), saturates(machine()["features"])
+    if not real:
+        yield from _wide_and_narrow(plain, narrow)
     core = to_onnx.simplified(core)
     images = tune.core_input(torch.from_numpy(calibration))
     try:
@@ -110,18 +118,14 @@ def ladder(
         _check(graph, core, images[:PROBES])
     except GhostEdgeError as error:
         say(f"  {error}")
+        if real:
+            yield from _wide_and_narrow(plain, narrow)
         return
-    yield Variant(
-        f"ranges without the outer {1 - tune.INNER:.3%} of values",
-        ranges=tune.observe(graph, images, tune.INNER),
-        graph=graph,
-        narrow=narrow,
-    )
-    graph = Graph(core)
-    tune.equalize(graph, images)
-    ranges = tune.observe(graph, images)
-    tune.correct_biases(graph, ranges, images)
-    yield Variant("channels equalised, biases corrected", graph, narrow=narrow)
+    ranges = tune.prepare(graph, images)
+    corrected = Variant("channels equalised, biases corrected", graph, ranges)
+    if real:
+        yield from _wide_and_narrow(corrected, narrow)
+    yield dataclasses.replace(plain if real else corrected, narrow=narrow)
     say("  measure how sensitive each operation is")
     content = onnx_bytes(core), _digest(calibration)
     order = cached(
@@ -133,7 +137,7 @@ def ladder(
         if count < len(order):
             names = tuple(order[:count].tolist())
             title = f"and {count} of {len(order)} operations in float"
-            yield Variant(title, graph, in_float=names, narrow=narrow)
+            yield Variant(title, graph, ranges, in_float=names, narrow=narrow)
     if epochs and training is not None:
         say(f"  quantization-aware training, {epochs} epochs of {len(training)} images")
 

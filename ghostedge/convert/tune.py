@@ -28,7 +28,7 @@ STRENGTH = 0.85
 part of what int8 loses, as weights have a scale for each output channel."""
 RATE, RANGE_RATE, TRAIN_BATCH = 5e-5, 5e-3, 100
 INNER = 0.9999
-"""Share of the values that narrower ranges keep."""
+"""Share of the values that ranges keep."""
 FLOOR = 1e-6
 """Channels this much smaller than the largest are dead on these images."""
 
@@ -42,6 +42,14 @@ def changed(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
             value = graph.weights[_key(tensor.name)].detach().numpy()
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     return result
+
+
+def prepare(graph: Graph, images: Tensor) -> Ranges:
+    """Equalise channels and correct biases, in place; return the ranges that this is for."""
+    equalize(graph, images)
+    ranges = observe(graph, images, INNER)
+    correct_biases(graph, ranges, images)
+    return ranges
 
 
 def observe(graph: Graph, images: Tensor, inner: float = 1.0) -> Ranges:
