@@ -22,8 +22,9 @@ def signal_to_noise(floating: Path, quantized: Path, images: np.ndarray) -> list
 
     Both run on XNNPACK with every layer as an output of the model. Returns, in the order of the
     quantized file, {name, operator, decibels} of each int8 tensor that has the name and shape of a
-    float one: 10 log10 of the mean square of the float values by that of the difference. Layers
-    without any difference are left out.
+    float one: 10 log10 of the mean square of the float values by that of the difference, where each
+    channel is scaled to fit, as equalisation may have scaled it. Layers without any difference are left
+    out.
     """
     exact, rough = Flat(floating.read_bytes()), Flat(quantized.read_bytes())
     known = {_key(exact, op): op.outputs[0] for op in exact.graph.operators}
@@ -37,22 +38,27 @@ def signal_to_noise(floating: Path, quantized: Path, images: np.ndarray) -> list
     ]
     if not pairs:
         return []
-    signal, noise = np.zeros(len(pairs)), np.zeros(len(pairs))
+    sums: list[Any] = [0.0] * len(pairs)
     for wanted, found in zip(
         _layers(exact, [number for _, number in pairs], images),
         _layers(rough, [op.outputs[0] for op, _ in pairs], images),
         strict=True,
     ):
-        signal += [np.square(a).mean() for a in wanted]
-        noise += [np.square(a - b).mean() for a, b in zip(wanted, found, strict=True)]
+        for index, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            a, b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a, b))
+            sums[index] += np.stack([(a * a).sum(0), (a * b).sum(0), (b * b).sum(0)])
+    ratios = []
+    for squares, products, others in sums:
+        fitted = np.divide(products**2, others, out=np.zeros_like(squares), where=others > 0)
+        ratios.append((squares.sum(), (squares - fitted).sum()))
     return [
         {
             "name": short(rough.tensors[op.outputs[0]].name.decode(errors="replace")),
             "operator": kind_of(rough, op),
             "decibels": round(10 * math.log10(s / n), 1),
         }
-        for (op, _), s, n in zip(pairs, signal, noise, strict=True)
-        if s > 0 and n > 0
+        for (op, _), (s, n) in zip(pairs, ratios, strict=True)
+        if n > 1e-12 * s
     ]
 
 
