@@ -61,12 +61,10 @@ def observe(graph: Graph, images: Tensor, inner: float = 1.0) -> Ranges:
 
     def see(name: str, value: Tensor) -> Tensor:
         if name in graph.quantized:
-            rest = round(value.numel() * (1 - inner) / 2)
-            ends = value.min(), value.max()
-            if rest > 1:
-                flat = value.flatten()
-                ends = flat.kthvalue(rest)[0], flat.kthvalue(len(flat) + 1 - rest)[0]
-            seen.setdefault(name, []).append((float(ends[0]), float(ends[1])))
+            rest = max(1, round(value.numel() * (1 - inner) / 2))
+            ends = [rest - 1, value.numel() - rest]
+            low, high = np.partition(value.numpy(), ends, None)[ends].tolist()
+            seen.setdefault(name, []).append((low, high))
         return value
 
     _run(graph, images, see)
