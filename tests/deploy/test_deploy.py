@@ -262,8 +262,10 @@ def test_golden_frames_find_wrong_cuts_and_resizes(golden: Golden) -> None:
     frames, side = golden.pictures["frames"], golden.camera.size
     squeezed = [np.array(Image.fromarray(frame).resize((side, side))) for frame in frames]
     assert golden.wrong("frames", golden.camera(np.stack(squeezed))) == 1
-    # A net of few epochs may be as sure of a picture that lacks a sixth.
-    assert golden.wrong("frames", golden.camera(frames[:, :, :side])) > 0.5
+    # Scores near one hide that a sixth of the picture is another's.
+    unsure = golden.scores["frames"].max(1) < 0.95
+    apart = np.abs(golden.camera(frames[:, :, :side]) - golden.scores["frames"]).max(1)
+    assert unsure.mean() > 0.5 and (apart > golden.tolerance)[unsure].all()
     start, step = (frames.shape[2] - side) // 2, side // golden.plain.size
     skipped = frames[:, step // 2 :: step, start + step // 2 : start + side : step]
     assert golden.wrong("frames", golden.plain(np.ascontiguousarray(skipped))) == 1
