@@ -52,7 +52,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GhostEdgeError(
             f"{file} cannot be read ({error}): restore the bundle or export it again."
         ) from error
@@ -89,11 +89,20 @@ def _check_structure(manifest: dict[str, Any]) -> None:
     """Touch everything that is used of a manifest, so that no use of it can fail later."""
     PixelContract.from_json(manifest["pixels"])
     expect(isinstance(manifest["name"], str), "name")
+    expect(isinstance(manifest["source"], dict), "source")
     labels = manifest["labels"]
     expect(isinstance(labels, list) and all(isinstance(label, str) for label in labels), "labels")
     for name, artefact in manifest["artefacts"].items():
         expect(artefact["runtime"] in ("litert", "onnxruntime"), f"runtime of {name}")
         expect(isinstance(artefact["precision"], str), f"precision of {name}")
+        expect(isinstance(artefact["bytes"], int), f"bytes of {name}")
+        output = artefact["output"]
+        for side in (artefact["input"], output):
+            expect(isinstance(side["dtype"], str) and len(side["shape"]) > 1, f"shape of {name}")
+        scaled = isinstance(output.get("scale"), float) and isinstance(
+            output.get("zero_point"), int
+        )
+        expect(output["dtype"] == "float32" or scaled, f"scale of {name}")
     for name, entry in {**manifest["files"], **manifest["artefacts"]}.items():
         expect(Path(name).name == name, f"{name} lies outside the bundle")
         expect(isinstance(entry["sha256"], str), f"sha256 of {name}")

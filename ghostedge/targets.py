@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ghostedge import checkpoint
-from ghostedge.bundle import is_bundle, read_manifest
+from ghostedge.bundle import CAMERA, is_bundle, read_manifest
 from ghostedge.errors import GhostEdgeError, nearest
 
 COSTS = Path(__file__).with_name("costs.json")
@@ -223,10 +223,13 @@ def _of_bench(path: Path, imgsz: int) -> tuple[dict[str, float], str, str]:
 def _network(row: Mapping[str, Any]) -> str | None:
     """Return whose file was timed: by its bundle's manifest, or else by the nearest folder's name."""
     file = Path(row["model"])
+    if file.name == CAMERA:  # its image size is that of a frame, not of the network
+        return None
     if is_bundle(file.parent):
         manifest = read_manifest(file.parent)
         if manifest["artefacts"].get(file.name, {}).get("sha256") == row["sha256"]:
-            return str(manifest["name"])
+            # The name of a foreign net is its file's, whatever it is.
+            return str(manifest["name"]) if "architecture" in manifest["source"] else None
     names = sorted({known["network"] for known in _table()["rows"]}, key=len, reverse=True)
     called = (
         name

@@ -163,10 +163,20 @@ def write_bundle(folder: Path, images: int = 6) -> Path:
         "ghostedge": "0.1.0",
         "labels": LABELS,
         "pixels": PixelContract(SIZE).to_json(),
+        "source": {},
         "artefacts": {
-            "model.onnx": {"runtime": "onnxruntime", "precision": "fp32"},
-            "model_fp32.tflite": {"runtime": "litert", "precision": "fp32"},
-            "model_int8.tflite": {"runtime": "litert", "precision": "int8"},
+            name: {
+                "runtime": "onnxruntime" if name.endswith(".onnx") else "litert",
+                "precision": precision,
+                "bytes": (folder / name).stat().st_size,
+                "input": {"dtype": dtype, "shape": [1, SIZE, SIZE, 3]},
+                "output": {"dtype": dtype, "shape": [1, 4], "scale": 1 / 256, "zero_point": 0},
+            }
+            for name, precision, dtype in (
+                ("model.onnx", "fp32", "float32"),
+                ("model_fp32.tflite", "fp32", "float32"),
+                ("model_int8.tflite", "int8", "uint8"),
+            )
         },
         "files": {"labels.txt": {}, "golden.npz": {}},
         "golden": {"images": images, "expected": wanted},

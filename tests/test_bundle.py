@@ -212,10 +212,12 @@ def test_what_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
     for text, match in (
         ("", "cannot be read"),
         (before[:300], "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[]", "was not written by ghostedge"),
         ('{"short_name": "app"}', "was not written by ghostedge"),
         (before.replace('"format": 1', '"format": 2'), "has bundle format 2 .* reads 1"),
         (before.replace('"files"', '"flies"'), "is damaged .*files"),
+        (before.replace('"shape"', '"sharp"'), "is damaged .*shape"),
         (before.replace('"step"', '"stride"'), "is damaged"),
         (before.replace('"stages"', '"pages"'), "is damaged .*stages"),
         (before.replace('"labels.txt"', '"../labels.txt"'), "is damaged .*outside"),

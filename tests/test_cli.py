@@ -128,6 +128,7 @@ def write_old_bundle(folder: Path) -> Path:
         "ghostedge": "0.1.0",
         "labels": ["a", "b"],
         "pixels": PixelContract(SIZE).to_json(),
+        "source": {},
         "artefacts": {},
         "files": {name: {"sha256": ""} for name in ("labels.txt", "golden.npz")},
         "golden": {"images": 1, "expected": []},

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ghostedge import targets
-from ghostedge.bundle import write_manifest
+from ghostedge.bundle import CAMERA, write_manifest
 from ghostedge.checkpoint import Checkpoint, save
 from ghostedge.convert import Bundle
 from ghostedge.errors import GhostEdgeError
@@ -299,10 +299,18 @@ def test_a_file_of_a_bundle_is_known_by_its_hash(
     result["rows"][0] |= {"sha256": entry["sha256"], "median": 1.0}
     result["rows"][1] |= {"sha256": "0" * 64, "median": 2.0}
     result["rows"].append({**result["rows"][1], "batch": 8, "median": 0.1})  # of eight images
+    camera = f"/resnet20/{CAMERA}"  # which takes frames, whatever their size
+    result["rows"].append({**result["rows"][1], "model": camera, "median": 0.1})
     file = tmp_path / "board.json"
     results.write([result], file)
     found = rank(str(file), weights=weights)
     assert {c.name: c.cost for c in found.choices} == {"ghostnetv3-small-1.0x": 1, "resnet8": 2}
+
+    # A foreign net that is called as one of ours.
+    del manifest["source"]["architecture"]
+    write_manifest(folder, manifest)
+    found = rank(str(file), weights=weights)
+    assert {c.name: c.cost for c in found.choices} == {"resnet8": 2}
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000])

@@ -33,6 +33,7 @@ from ghostedge.bundle import read_manifest
 from ghostedge.files import atomic_write, sha256
 from ghostedge.models import profile
 from ghostedge.runtime import Classifier
+from ghostedge.targets import BASE
 
 HERE = Path(__file__).parent
 PLAIN = HERE.parent / "rewrites" / "plain.py"
@@ -150,21 +151,18 @@ def parts(by_symbol: dict[str, float]) -> dict[str, float]:
 def models(folder: Path) -> Iterator[tuple[str, Path, float]]:
     """Yield (network, file, MACs) of ours and of the peers, each made in `folder` if not there yet."""
     calibration = folder / "calibration.npy"
-    for name, path in checkpoint.shipped().items():
-        np.save(calibration, checkpoint.read(name)[1]["calibration_images"])
-        bundle = folder / name
-        if not bundle.exists():
-            ghostedge.export(name, bundle, int8=True, half=True)
-        manifest = read_manifest(bundle)
-        macs = manifest["source"]["profile"]["macs"]
-        plain = folder / f"{name}-plain"
-        if not plain.exists():
-            convert_plainly(str(path), calibration, plain)
-        for precision in ("int8", "fp32"):
-            yield name, bundle / f"model_{precision}.tflite", macs
-            yield f"{name}, plain", plain / f"model_{precision}.tflite", macs
-        for artefact in ("model.onnx", "model_int8.onnx", "model_fp16.tflite"):
-            yield name, bundle / artefact, macs
+    np.save(calibration, checkpoint.read(BASE)[1]["calibration_images"])
+    bundle, plain = folder / BASE, folder / f"{BASE}-plain"
+    if not bundle.exists():
+        ghostedge.export(BASE, bundle, int8=True, half=True)
+    macs = read_manifest(bundle)["source"]["profile"]["macs"]
+    if not plain.exists():
+        convert_plainly(str(checkpoint.find(BASE)), calibration, plain)
+    for precision in ("int8", "fp32"):
+        yield BASE, bundle / f"model_{precision}.tflite", macs
+        yield f"{BASE}, plain", plain / f"model_{precision}.tflite", macs
+    for artefact in ("model.onnx", "model_int8.onnx", "model_fp16.tflite"):
+        yield BASE, bundle / artefact, macs
     for number, (name, net) in enumerate(peers().items()):
         made = folder / f"peer{number}"
         if not made.exists():

@@ -11,7 +11,7 @@ run goes on; 32 pixels and int8 come first. Weights are random: a cost hardly de
 - instructions: of the guest, of one inference on an emulated A53, A72 and A76 (benchmarks/arm64).
 - arena: what TensorFlow Lite Micro (TFLM in a .venv-tflm) needs for the int8 model, with int8 ends.
 - latency: of this x86 machine, as a ratio to ghostnetv3-small-1.0x int8 of the same image size, by one
-  `ghostedge bench` of all, interleaved; on another machine than the table's all are timed anew.
+  `ghostedge bench` of all, interleaved; on another CPU than the table's all of a size are timed anew.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int, str], dict[str, Any]] = {}
-        self.machine: dict[str, Any] | None = None
+        self.machines: dict[str, Any] = {}
         self.load()
 
     def load(self) -> None:
@@ -154,7 +154,7 @@ class Table:
         stored = json.loads(TABLE.read_text()) if TABLE.exists() else {"rows": []}
         if "versions" in stored:
             emulator.expect_versions(TABLE, stored["versions"], VERSIONS, COUNTED)
-        self.machine = self.machine or stored.get("machine")
+        self.machines = stored.get("machines", {}) | self.machines
         for row in stored["rows"]:
             own = self.rows.setdefault((row["network"], row["size"], row["precision"]), row)
             if same(own, row):
@@ -174,7 +174,7 @@ class Table:
     def save(self) -> None:
         """Write all rows of networks that are registered."""
         self.load()
-        head = {"command": COMMAND, "machine": self.machine, "base": BASE, "versions": VERSIONS}
+        head = {"command": COMMAND, "machines": self.machines, "base": BASE, "versions": VERSIONS}
         names = {net[0] for net in networks()}
         lines = [json.dumps(self.rows[key]) for key in sorted(self.rows) if key[0] in names]
         rows = ",\n".join(lines)
@@ -244,18 +244,24 @@ def latency(table: Table, folder: Path, size: int) -> None:
     if (BASE, size, "int8") not in files:
         sys.exit(f"{folder} has no model of {BASE} at {size} pixels: run the step models first.")
     here = {key: machine()[key] for key in ("cpu", "features")}
-    if not DOT_PRODUCTS.intersection(here["features"]):
-        print("latency is left as it is: this CPU has no int8 dot products, which `desktop` has")
-        return
     rows = {key: table.row(key, file) for key, file in files.items()}
-    if table.machine == here and all("x86" in row for row in rows.values()):
+    if table.machines.get(str(size)) == here and all("x86" in row for row in rows.values()):
         return
-    medians = {row["model"]: row["median"] for row in bench([*files.values()], runs=RUNS)["rows"]}
-    base = medians[str(files[BASE, size, "int8"])]
-    for key, file in files.items():
-        rows[key]["x86"] = round(medians[str(file)] / base, 4)
-    table.machine = here
+    ratios = x86([*files.values()], files[BASE, size, "int8"])
+    for key, file in files.items() if ratios else ():
+        rows[key]["x86"] = ratios[file]
+        table.machines[str(size)] = here
     table.save()
+
+
+def x86(files: list[Path], base: Path) -> dict[Path, float]:
+    """Time files in one interleaved bench, so that any two can be compared; {} on an unfit CPU."""
+    if not DOT_PRODUCTS.intersection(machine()["features"]):
+        print("latency is left as it is: this CPU has no int8 dot products, which `desktop` has")
+        return {}
+    rows = bench(list(dict.fromkeys([base, *files])), runs=RUNS)["rows"]
+    medians = {Path(row["model"]): row["median"] for row in rows}
+    return {file: round(medians[file] / medians[base], 4) for file in files}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from costs import (
     BASE,
-    RUNS,
     arena,
     convert,
     describe,
@@ -33,12 +32,12 @@ from costs import (
     fixed_statistics,
     instructions,
     same,
+    x86,
 )
 from torch import Tensor, nn
 
 from ghostedge import checkpoint, markdown
 from ghostedge.files import atomic_write
-from ghostedge.latency.timing import bench
 from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.ghostnetv3 import GhostModule
 from ghostedge.models.layers import SqueezeExcite, channels, kaiming
@@ -264,15 +263,13 @@ def main(folder: Path, *steps: str) -> None:
 
 
 def latency(folder: Path, files: dict[str, Path]) -> None:
-    """Time all candidates in one interleaved bench, so that any two can be compared."""
+    """Time all candidates in one bench."""
     base = folder / BASE / "model_int8.tflite"
     if not base.exists():
         convert(fixed_statistics(create("ghostnetv3-small", branches=1)), 32, base.parent)
-    medians = {
-        row["model"]: row["median"] for row in bench([base, *files.values()], runs=RUNS)["rows"]
-    }
-    for name, file in files.items():
-        note(name, x86=round(medians[str(file)] / medians[str(base)], 4))
+    ratios = x86([*files.values()], base)
+    for name in files if ratios else ():
+        note(name, x86=ratios[files[name]])
 
 
 def shown(table: dict[str, Any]) -> str:

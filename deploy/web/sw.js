@@ -37,8 +37,9 @@ onfetch = (event) => event.respondWith((async () => {
     }
     return response;
   } catch (error) {
-    const kept = await cache.match(event.request);
+    const kept = await cache.match(event.request, { ignoreSearch: true });
     if (kept) return kept;
+    if (event.request.mode === "navigate") return cache.match("./"); // index.html by that name
     throw error;
   }
 })());

@@ -86,7 +86,7 @@ class Subject:
                 )
             self.labels = list(classes or (f"class {i}" for i in range(self.classes)))
         for label in self.labels:
-            if not label.strip() or "\n" in label:
+            if not label.strip() or label.splitlines() != [label]:
                 raise GhostEdgeError(
                     f"{self.name} has a class named {label!r}, and labels.txt holds one name a line: give "
                     "it another."

@@ -267,6 +267,12 @@ def require_classes(data: Data) -> None:
             f"{data.name} holds one class only ('{data.classes[0]}') and training needs at least "
             "two: name the folder whose subfolders are the classes."
         )
+    for name in data.classes:
+        if not name.strip() or name.splitlines() != [name]:
+            raise GhostEdgeError(
+                f"{data.name} has a class named {name!r}, and an export's labels.txt holds one name a line: "
+                "rename its folder."
+            )
 
 
 def split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

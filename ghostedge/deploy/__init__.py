@@ -198,7 +198,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
             inside = PurePosixPath(path)
             expect(not inside.is_absolute() and ".." not in inside.parts, f"{path} lies outside")
             expect({"sha256", "contract"} == set(entry), path)
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise GhostEdgeError(
             f"{file} is damaged ({error!r}): deploy into another folder."
         ) from error

@@ -139,9 +139,10 @@ def _listen(process: subprocess.Popen[bytes], token: str, say: Say) -> dict[str,
         for line in process.stdout:  # a login script may write here as well
             text = line.decode("utf-8", "replace")
             if text.startswith(token):
-                answer = json.loads(text[len(token) :])
-                if "say" in answer:
-                    say(answer["say"])
+                with contextlib.suppress(ValueError):  # where the link broke in the middle of it
+                    answer = json.loads(text[len(token) :])
+                    if "say" in answer:
+                        say(answer["say"])
     return answer
 
 

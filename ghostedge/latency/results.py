@@ -44,6 +44,12 @@ def read(path: Path) -> list[Result]:
         import jsonschema
     try:
         stored = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+        found = stored.get("format") if isinstance(stored, dict) else None
+        if isinstance(found, int) and found != runner.FORMAT:
+            raise GhostEdgeError(
+                f"{path} has bench format {found} and this ghostedge reads {runner.FORMAT}: repeat the "
+                "bench with this version (copy bench.py anew where it ran by hand)."
+            )
         jsonschema.validate(stored, schema())
     except (OSError, ValueError, RecursionError, jsonschema.ValidationError) as error:
         reason = error.message if isinstance(error, jsonschema.ValidationError) else error
@@ -90,7 +96,7 @@ def profiles(result: Result) -> list[Table]:
     for profile in result.get("profiles", []):
         for kind in ("block", "kind"):
             parts = profile[f"{kind}s"]
-            total = sum(part["milliseconds"] for part in parts)
+            total = sum(part["milliseconds"] for part in parts) or 1.0
             rows = [
                 [
                     part["name"],
@@ -118,15 +124,17 @@ def compare(results: Sequence[Result]) -> Table:
     """
     lines: list[list[dict[str, Any] | None]] = []
     for column, result in enumerate(results):
-        for row in result["rows"]:
-            for same in ("sha256", "model"):
+        left = result["rows"]
+        for same in ("sha256", "model"):
+            unknown = []
+            for row in left:
                 line = next((ln for ln in lines if _is_same(ln, row, column, same)), None)
-                if line is not None:
-                    break
-            else:
-                line = [None] * len(results)
-                lines.append(line)
-            line[column] = row
+                if line is None:
+                    unknown.append(row)
+                else:
+                    line[column] = row
+            left = unknown
+        lines += [[*[None] * column, row, *[None] * (len(results) - column - 1)] for row in left]
     heading = ["model", "threads", result_names(results)[0]]
     for name in result_names(results)[1:]:
         heading += [name, "ratio (95%)", "verdict"]
@@ -247,7 +255,7 @@ def _html(results: Sequence[Result]) -> str:
         )
         for profile in result.get("profiles", []):
             shown = profile["blocks"] or profile["kinds"]
-            most = max(part["milliseconds"] for part in shown)
+            most = max(part["milliseconds"] for part in shown) or 1.0
             bars = [
                 _bar([p["name"], f"{p['milliseconds']:.4f} ms"], max(0, p["milliseconds"]) / most)
                 for p in shown

@@ -58,7 +58,7 @@ def bench(
         raise GhostEdgeError(f"There is no model to time: {remedy}")
     result = boards.run(on, files, len(base), threads, runs, say)
     for row, (path, _) in zip(result["rows"], files * len(threads), strict=True):
-        row |= _of_bundle(path)
+        row |= _of_bundle(path, row["sha256"])
     return result
 
 
@@ -87,14 +87,16 @@ def _files(model: Named, runtimes: set[str], on: str | None) -> list[tuple[Path,
     return [(path, name)] if runtime in runtimes else []
 
 
-def _of_bundle(path: Path) -> dict[str, Any]:
+def _of_bundle(path: Path, digest: str) -> dict[str, Any]:
     """Return the precision and the top-1 that the bundle of a model tells, which read its operators."""
-    if not is_bundle(path.parent):
-        return {"accuracy": None}
-    manifest = read_manifest(path.parent)
+    manifest = read_manifest(path.parent) if is_bundle(path.parent) else {"artefacts": {}}
     entry = manifest["artefacts"].get(path.name)
-    precision = {} if entry is None else {"precision": entry["precision"]}
-    return {**precision, "accuracy": _accuracy(manifest["stages"], path.name)}
+    if entry is None or entry["sha256"] != digest:
+        return {"accuracy": None}
+    return {
+        "precision": entry["precision"],
+        "accuracy": _accuracy(manifest["stages"], path.name),
+    }
 
 
 def _accuracy(stages: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:

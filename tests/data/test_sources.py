@@ -131,6 +131,12 @@ def test_one_class_can_be_opened_but_not_trained_on(tmp_path: Path) -> None:
     require_classes(open_data(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["cat\nx", "cat\r", "cat\x85", "cat\u2028x", " "])
+def test_a_class_whose_name_is_no_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(GhostEdgeError, match="one name a line: rename its folder"):
+        require_classes(open_data(fill(tmp_path, f"{name}/1.png", "dog/1.png")))
+
+
 def test_class_that_train_does_not_have(tmp_path: Path) -> None:
     fill(tmp_path, "train/airplane/1.png", "train/truck/1.png", "test/aeroplane/1.png")
     with pytest.raises(GhostEdgeError, match=r"test/aeroplane .*Did you mean airplane\?"):

@@ -355,7 +355,8 @@ def test_offline_after_the_first_load(
         page.reload()
         page.wait_for_function("async () => (await caches.keys()).join().includes(' 2')")
         page.wait_for_function("async () => (await caches.keys()).length === 1")
-    page.goto(address)  # the server is gone
+    for other in ("index.html", "?utm_source=x", ""):  # the server is gone
+        page.goto(address + other)
     page.get_by_role("button", name="Choose picture", disabled=False).wait_for()
     upload(page, encoded(frame))
     share = expected[0][1]

@@ -274,6 +274,15 @@ def test_a_broken_link(board: Board, model: Path) -> None:
         bench([model], on=HOST, say=cut)
 
 
+def test_a_line_cut_short() -> None:
+    said: list[str] = []
+    text = 'Welcome\nTOKEN {"say": "load 1"}\nTOKEN {"result": {"ro'
+    process = subprocess.Popen(["printf", "%s", text], stdout=subprocess.PIPE)
+    assert boards._listen(process, "TOKEN ", said.append) == {"say": "load 1"}
+    assert said == ["load 1"]
+    process.wait()
+
+
 def test_ctrl_c(board: Board, model: Path) -> None:
     def interrupt(line: str) -> None:
         if "load 1 of 5" in line:

@@ -43,10 +43,15 @@ def test_what_is_no_result(measured: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "out.json"
     with pytest.raises(GhostEdgeError, match="No such file"):
         results.read(file)
-    for text in ("", "{}", "[]", json.dumps({"format": 1})):
+    for text in ("", "{}", "[]", json.dumps({"format": 2})):
         file.write_text(text)
         with pytest.raises(GhostEdgeError, match=r"out\.json is no result of a bench"):
             results.read(file)
+    file.write_text(json.dumps({"format": 1}))
+    with pytest.raises(
+        GhostEdgeError, match=r"has bench format 1 and .* reads 2: repeat the bench"
+    ):
+        results.read(file)
     for key in ("median", "sha256", "verdict"):
         bad = changed(measured, "bad", **{key: "x"})
         results.write([bad], file)
@@ -72,6 +77,23 @@ def test_side_by_side(measured: dict[str, Any]) -> None:
     assert one[6:9] == ["1.005 ms", "1.00 (0.99-1.02)", "noise, another file"]
     assert one[9:] == ["", "", ""]
     assert two[0] == "new.onnx" and two[2:9] == [""] * 7 and two[9] == "1.000 ms"
+
+
+def test_the_same_file_comes_before_the_same_name(measured: dict[str, Any]) -> None:
+    one, two = measured["rows"]
+    renamed = {**measured, "rows": [two | {"model": one["model"]}, one | {"model": "old.onnx"}]}
+    _, _, rows = results.compare([measured, renamed])
+    assert [row[0] for row in rows] == [one["model"], two["model"]]
+    assert not any("another file" in cell for row in rows for cell in row)
+
+
+def test_a_profile_of_no_time(measured: dict[str, Any]) -> None:
+    part = {"name": "conv", "operators": 1, "milliseconds": 0.0, "error": 0.0}
+    profile = {"file": "a.onnx", "whole": 0.0, "blocks": [part], "kinds": [part]}
+    profile |= {"runtime": "onnxruntime", "method": "none"}
+    (_, _, blocks), _ = results.profiles(measured | {"profiles": [profile]})
+    assert blocks == [["conv", "1", "0.0000", "0.0000", "0%"]]
+    assert "conv" in results.writer(Path("x.html"))([measured | {"profiles": [profile]}])
 
 
 def test_for_people(measured: dict[str, Any], tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_a_bundle_is_timed_whole(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def names(on: str | None = None, runtimes: list[str] | None = None) -> list[str]:
         monkeypatch.setattr(
-            timing.boards, "run", lambda on, files, *_: {"rows": [{} for _ in files], "f": files}
+            timing.boards,
+            "run",
+            lambda on, files, *_: {"rows": [{"sha256": ""} for _ in files], "f": files},
         )
         return [path.name for path, _ in bench([bundle], on=on, runtimes=runtimes)["f"]]
 
@@ -114,6 +116,11 @@ def test_a_bundle_knows_the_precision(bundle: Path, tmp_path: Path) -> None:
         "rows"
     ]
     assert [row["precision"] for row in rows] == ["mixed", "fp32"]
+    assert rows[0]["accuracy"] is None
+    replaced = tmp_path / "mine" / "model_fp32.tflite"  # by another, of which it knows nothing
+    shutil.copyfile(bundle / "model_int8.tflite", replaced)
+    (row,) = bench([replaced], runs=1)["rows"]
+    assert row["precision"] == "int8" and row["accuracy"] is None
 
 
 def test_what_cannot_be_timed(
