@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import profile
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -42,8 +43,9 @@ from ghostedge.models.teachers import OnPixels
 from ghostedge.targets import BASE
 from ghostedge.training import Recipe
 from ghostedge.training.batches import Batches
-from ghostedge.training.loop import _Run, _subject
+from ghostedge.training.loop import _Run
 from ghostedge.training.processes import Processes
+from ghostedge.training.start import subject
 from ghostedge.training.state import Folder
 
 BATCH, IMAGES = 128, 5120
@@ -115,7 +117,7 @@ def plain(images: np.ndarray, labels: np.ndarray, classes: int) -> Iterator[None
 def ours(images: np.ndarray, labels: np.ndarray, sets: Data, network: str, recipe: Recipe,
          branches: int, device: str = "cpu") -> Iterator[None]:  # fmt: skip
     """Train one step of our loop at each `next`."""
-    card, net = _subject(sets, network, None, branches, False, None, False)
+    card, net = subject(sets.classes, network, branches=branches)
     processes = Processes(device)
     student = OnPixels(net, card.pixels).to(processes.place)
     student.to(memory_format=torch.channels_last)
@@ -152,7 +154,9 @@ def epochs(device: str, images: np.ndarray, labels: np.ndarray, sets: Data, roun
                 next(run)
             module.synchronize()
             wall = time.perf_counter() - started
-        busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+        # The host's events have the time of the kernels that they launch, too.
+        kernels = [e for e in profiled.key_averages() if e.device_type == DeviceType.CUDA]
+        busy = sum(e.self_device_time_total for e in kernels if not e.is_user_annotation) / 1e6
         found[name] = {
             "seconds an epoch": round(statistics.median(seconds[1:]), 3),  # the first one compiles
             "computing": round(busy / wall, 3),

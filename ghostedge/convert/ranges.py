@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import warnings
 from collections.abc import Callable
 
@@ -81,13 +82,19 @@ class Histogram:
         return float(edges[low]), float(edges[min(high + 1, BINS)])
 
 
-def observe(model: bytes, images: np.ndarray) -> Ranges:
+def observe(model: bytes, images: np.ndarray, known: Ranges | None = None) -> Ranges:
     """Return for each tensor the range of 99.99% of its values; half of the rest is at either end.
 
-    Arguments are those of `visit`. The images are gone through twice. Of min-max, moving average,
-    percentiles, entropy and least squared error, this loses least (benchmarks/int8).
+    model, images: as for `visit`; the images are gone through twice. known: ranges to be kept as they
+    are. Of min-max, moving average, percentiles, entropy and least squared error, this loses least
+    (benchmarks/int8).
     """
-    seen: dict[str, Histogram] = {}
-    visit(model, images, lambda name, values: seen.setdefault(name, Histogram()).widen(values))
-    visit(model, images, lambda name, values: seen[name].count(values))
-    return {name: histogram.within(SHARE) for name, histogram in seen.items()}
+    known = known or {}
+    seen: dict[str, Histogram] = collections.defaultdict(Histogram)
+
+    def unknown(see: Callable[[Histogram, np.ndarray], None]) -> Callable[[str, np.ndarray], None]:
+        return lambda name, values: None if name in known else see(seen[name], values)
+
+    visit(model, images, unknown(Histogram.widen))
+    visit(model, images, unknown(Histogram.count))
+    return {name: histogram.within(SHARE) for name, histogram in seen.items()} | known

@@ -234,17 +234,18 @@ class Files:
 
     def tflite(self, path: Path, variant: Variant) -> None:
         model = self.float_tflite(variant)
-        ranges = observe(model, self.calibration)
+        known: Ranges = {}
         floats: set[str] = set()
         if variant.graph is not None:
             same = match(variant.graph, model, self.calibration, self.batch)
             given = variant.ranges or {}
-            ranges |= {name: given[own] for name, own in same.items() if own in given}
+            known = {name: given[own] for name, own in same.items() if own in given}
             wanted = set(variant.in_float)
             computed = {
                 flat.name(op.outputs[0]) for flat in [Flat(model)] for op in flat.graph.operators
             }
             floats = {name for name, own in same.items() if own in wanted and name in computed}
+        ranges = observe(model, self.calibration, known)
         path.write_bytes(to_int8_tflite.quantize(model, ranges, self.io, floats))
 
     def float_tflite(self, variant: Variant) -> bytes:

@@ -91,7 +91,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         # The high byte, as Pillow itself reduces 16-bit RGB; its conversion to grey would clip.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        (bits, *_) = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "I"):
         kind = "floats" if image.mode == "F" else "32-bit numbers"
         raise ValueError(f"its pixels are {kind}, of no stated range")

@@ -33,6 +33,10 @@ SPLITS = {
 """The folders of an image folder that are parts of it, not classes; upper or lower case."""
 
 _LITTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
+_NOTES = frozenset(
+    (".txt", ".json", ".xml", ".csv", ".tsv", ".md", ".yaml", ".yml", ".html", ".log")
+)
+"""Endings of what is put beside pictures; any other file is taken for one until it is opened."""
 _CHUNK = 64
 
 
@@ -158,7 +162,8 @@ class Source:
             cause = next(s for s in read.skipped if s[0].startswith(f"{self.classes[label]}/"))
             raise GhostEdgeError(
                 f"No image of the class '{self.classes[label]}' in {self.name} can be read "
-                "({}: {}). Replace the files or remove the class.".format(*cause)
+                "({}: {}), or none of those to train or to validate on. Replace the files or remove the "
+                "class.".format(*cause)
             )
 
     @functools.cached_property
@@ -403,7 +408,8 @@ def _classes(root: Path, skipped: list[tuple[str, str]]) -> dict[str, list[tuple
     if not found:
         raise GhostEdgeError(
             f"{root} {'has images but no class folders' if stray else 'holds no images'}: "
-            f"put the images of each class into a folder named after it, {root / '<class>'}/."
+            f"put the images of each class into a folder named after it, {root / '<class>'}/ (and a class "
+            f"of the name of a part, {', '.join(SPLITS)}, into a part: train/train/)."
         )
     for name, files in found.items():
         if not files:
@@ -421,7 +427,8 @@ def _files(
     for entry in _entries(folder):
         name = f"{below}{_nfc(entry.name)}"
         if entry.is_file():
-            yield name, entry.path
+            if Path(name).suffix.casefold() not in _NOTES:
+                yield name, entry.path
         elif entry.is_dir() and os.path.realpath(entry.path) not in above:
             yield from _files(entry.path, skipped, f"{name}/", above)
         else:

@@ -12,8 +12,9 @@ from typing import Any
 from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.training.distillation import STRATEGIES, Distillation
-from ghostedge.training.loop import DEFAULT, possible_form, require_buildable, train
+from ghostedge.training.loop import train
 from ghostedge.training.recipe import Recipe
+from ghostedge.training.start import DEFAULT, possible_form, require_buildable
 from ghostedge.training.state import Folder
 
 

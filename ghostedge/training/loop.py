@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import math
 import os
 import platform
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,33 +24,46 @@ from ghostedge import checkpoint
 from ghostedge.data.sources import (
     Data,
     Images,
-    match_classes,
     open_data,
     require_classes,
     split,
 )
 from ghostedge.errors import GhostEdgeError, Paused
-from ghostedge.files import reported, sha256
-from ghostedge.models import ARCHITECTURES, architecture, create, parse_name
+from ghostedge.files import reported
+from ghostedge.models import ARCHITECTURES
 from ghostedge.models.synthetic import synthesize
-from ghostedge.models.teachers import OnPixels, Teacher, imagenet_name, imagenet_weights
-from ghostedge.pixels import IMAGENET, PixelContract, span
+from ghostedge.models.teachers import OnPixels, Teacher
+from ghostedge.pixels import span
 from ghostedge.training.batches import Batch, Batches
 from ghostedge.training.distillation import Distillation, Strategy
-from ghostedge.training.objective import Objective, balanced, freeze, head
+from ghostedge.training.objective import Objective, balanced, freeze
 from ghostedge.training.processes import Processes
 from ghostedge.training.recipe import Recipe
+from ghostedge.training.start import subject
 from ghostedge.training.state import Average, Folder, History
 
 LOOK = 20
 """Steps between looks at the loss: each one makes the host wait for a GPU."""
 
-DEFAULT = "ghostnetv3-small-1.0x"
-"""The network where none is named."""
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 """Modes of torch.compile."""
 
 
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Raise GhostEdgeError where there is too little of it."""
+    try:
+        yield
+    except RuntimeError as error:  # a GPU's is of a class of its own, a CPU's is not
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise GhostEdgeError(
+                "The memory is too small for steps of so many images: lower --batch (or --imgsz), or raise "
+                "accumulate, which cuts a step into parts."
+            ) from error
+        raise
+
+
+@_memory()
 def train(
     data: str,
     output: str | os.PathLike[str],
@@ -86,7 +98,8 @@ def train(
         from_: a checkpoint to start from. Its last layer is made anew where the classes differ.
         pretrained: start from torchvision's ImageNet weights, which are downloaded.
         distillation: teachers, and what to take from them.
-        compile: one of `COMPILE`; by default "default" on GPUs and off on CPUs.
+        compile: one of `COMPILE`; by default "default" on GPUs and off on CPUs. Always off for
+            AMTML-KD, whose hooks compiled code would not run.
         budget: seconds after which to stop, so that `resume` goes on from there.
 
     Raises GhostEdgeError for unusable data, an output folder of another run, or a diverged loss;
@@ -115,7 +128,7 @@ def train(
     console.quiet |= processes.rank > 0
     place = processes.place
     torch.manual_seed(recipe.seed)
-    card, net = _subject(sets, model, imgsz, branches, post_norm, from_, pretrained)
+    card, net = subject(sets.classes, model, imgsz, branches, post_norm, from_, pretrained)
     # Before the images are read: a missing teacher shall not cost minutes.
     teachers = [
         Teacher(t, sets.classes, place) for t in (distillation.teachers if distillation else ())
@@ -152,133 +165,17 @@ def train(
     student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
     run = _Run(student, batches, val, recipe, card, folder, processes, console)
     with reported(output):
-        try:
-            for teacher in teachers:  # before it is compiled: for the student's batches alone
-                console.print(_introduced(teacher, val))
-            default = "default" if place.type == "cuda" else "off"
-            run.prepare(strategy, teachers, compile or default)
-            if resume:
-                run.restore()
-            run.to_the_end(deadline)
-            if processes.rank == 0:
-                _finish(run, sets)
-        except torch.OutOfMemoryError as error:
-            raise GhostEdgeError(
-                f"The memory of {place} is too small for steps of {recipe.batch} images: lower --batch, "
-                "or raise accumulate, which cuts a step into parts."
-            ) from error
+        for teacher in teachers:  # before it is compiled: for the student's batches alone
+            console.print(_introduced(teacher, val))
+        default = "default" if place.type == "cuda" else "off"
+        run.prepare(strategy, teachers, compile or default)
+        if resume:
+            run.restore()
+        run.to_the_end(deadline)
+        if processes.rank == 0:
+            _finish(run, sets)
         processes.meet()  # what is returned is complete, and may teach
     return output / "best.safetensors"
-
-
-def _subject(
-    sets: Data,
-    model: str | None,
-    imgsz: int | None,
-    branches: int,
-    post_norm: bool,
-    from_: str | None,
-    pretrained: bool,
-) -> tuple[checkpoint.Checkpoint, nn.Module]:
-    """Return what is to be trained, and how much is known of it."""
-    labels = list(sets.classes)
-    if from_ is not None:
-        if branches != 1 or post_norm or pretrained:
-            raise GhostEdgeError(
-                "A checkpoint to start from has its form and its weights: leave out branches, post_norm "
-                "and pretrained."
-            )
-        start, tensors = checkpoint.read(from_)
-        if model is not None and model not in (start.name, start.architecture):
-            raise GhostEdgeError(f"{from_} holds {start.name}, not {model}: leave out --model.")
-        pixels = start.pixels
-        if imgsz is not None:
-            pixels = dataclasses.replace(pixels, size=imgsz)
-        arguments = {**start.arguments, "num_classes": len(labels)}
-        net = create(start.architecture, **arguments)
-        known = sorted(start.labels) == sorted(labels)
-        if known:
-            order = match_classes(labels, start.labels)
-            for name in _of_head(net):
-                if len(tensors.get(name, ())) == len(order):
-                    tensors[name] = tensors[name][order]
-        if _adopt(net, tensors, with_head=known):
-            raise GhostEdgeError(f"The tensors of {from_} do not fit {start.name}.")
-        card = checkpoint.Checkpoint(start.architecture, arguments, labels, pixels)
-        file = checkpoint.find(from_)
-        card.training["from"] = {"file": file.name, "sha256": sha256(file)}
-        return card, net
-    name, arguments, net = new_net(model or DEFAULT, len(labels), branches, post_norm)
-    size = 32 if imgsz is None else imgsz
-    card = checkpoint.Checkpoint(name, arguments, labels, PixelContract(size))
-    if pretrained:
-        card.pixels = PixelContract.of_unit(size, *IMAGENET)
-        card.training["from"] = "torchvision's ImageNet weights"
-        _adopt(net, imagenet_weights(name), with_head=False)
-    return card, net
-
-
-def new_net(
-    model: str, classes: int, branches: int = 1, post_norm: bool = False
-) -> tuple[str, dict[str, Any], nn.Module]:
-    """Return the architecture, the arguments and the network, in training form, of a name.
-
-    Raises GhostEdgeError, as `create` does, for what cannot be built.
-    """
-    name, width = parse_name(model)
-    arguments: dict[str, Any] = {"num_classes": classes}
-    if architecture(name).widths:
-        arguments["width"] = width
-    if _takes(name, "branches"):
-        arguments["branches"] = branches
-    elif branches != 1:
-        raise GhostEdgeError(f"{name} has no parallel branches to train with: leave out branches.")
-    if post_norm:
-        if branches < 2:
-            raise GhostEdgeError("post_norm is of a sum of branches: ask for two branches or more.")
-        arguments["post_norm"] = True
-    return name, arguments, create(name, **arguments)
-
-
-def require_buildable(
-    model: str, branches: int = 1, post_norm: bool = False, pretrained: bool = False
-) -> str:
-    """Return the architecture of a network that can be built and started so; raises as `new_net`."""
-    with torch.device("meta"):
-        name, _, _ = new_net(model, 2, branches, post_norm)
-    if pretrained:
-        imagenet_name(name)
-    return name
-
-
-def possible_form(model: str, branches: int, post_norm: bool) -> dict[str, Any]:
-    """Return what a network can have of a training form, for `train`; raises as `parse_name`."""
-    return {
-        "branches": branches if _takes(model, "branches") else 1,
-        "post_norm": post_norm and _takes(model, "post_norm"),
-    }
-
-
-def _takes(model: str, argument: str) -> bool:
-    return argument in inspect.signature(architecture(model).build).parameters
-
-
-def _adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> list[str]:
-    """Take over every tensor that fits; return the names, but the head's, that had none."""
-    own = net.state_dict()
-    made = () if with_head else _of_head(net)
-    taken = {}
-    for name, tensor in tensors.items():
-        # A file holds a norm's counter, which has no dimension, as a list of one.
-        if name in own and name not in made and tensor.shape in (own[name].shape, (1,)):
-            taken[name] = torch.from_numpy(tensor).reshape(own[name].shape)
-    net.load_state_dict(taken, strict=False)
-    return [name for name in own if name not in taken and name not in made]
-
-
-def _of_head(net: nn.Module) -> tuple[str, str]:
-    name = head(net)[0]
-    return f"{name}.weight", f"{name}.bias"
 
 
 def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[str, Any]]:
@@ -293,6 +190,7 @@ def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[s
         train_indices, val_indices = split(source, recipe.validation, recipe.seed)
         images, val_images = source.read(size, train_indices), source.read(size, val_indices)
         source.require(source.labels[train_indices], images)
+        source.require(source.labels[val_indices], val_images)
         card["validation"] = {"fraction": recipe.validation, "seed": recipe.seed}
     card["images"] = len(images)
     card["pixels"] = span(images.pixels)
@@ -556,6 +454,8 @@ class _Run:
             return
         net = self.average.net.net
         assert isinstance(net, nn.Module)
+        if not self.folder.state.exists():  # until the next one is there, a killed run starts anew
+            self.folder.save_state(_identity(self.card), {})
         for name in ("best", "last") if better else ("last",):
             self.folder.save_weights(name, self.card, net)
         self.folder.save_table(self.history)
@@ -579,6 +479,8 @@ class _Run:
 
     def restore(self) -> None:
         state = self.folder.load_state(_identity(self.card))
+        if not state:
+            return
         try:
             self.objective.load_state_dict(state["objective"])
             if state["average"] is not None:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ghostedge.errors import GhostEdgeError
 
+TORCHRUN = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What processes find each other by; some job systems set the first one for any process."""
+
 
 class Processes:
     """This process among `size`, number `rank`. Number 0 writes the files and decides.
@@ -20,8 +23,9 @@ class Processes:
     """
 
     def __init__(self, device: str) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.size, self.rank = 1, 0
+        if all(name in os.environ for name in TORCHRUN):
+            self.size, self.rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         shared = self.size > 1 and device == "cuda"
         self.place = _place(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shared else device)
         if self.size > 1:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.files import read_toml
+
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs": (lambda value: value >= 1, "at least 1"),
+    "batch": (lambda value: value >= 2, "at least 2"),
+    "lr": (lambda value: 0 < value <= 1000, "above 0 and at most 1000"),
+    "validation": (lambda value: 0 < value < 1, "between 0 and 1"),
+    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2^32 - 1"),
+    "accumulate": (lambda value: value >= 1, "at least 1"),
+    **dict.fromkeys(
+        ("momentum", "warmup", "label_smoothing", "ema", "shift", "cutout"),
+        (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    ),
+    **dict.fromkeys(
+        ("weight_decay", "clip", "mixup", "patience"), (lambda value: value >= 0, "at least 0")
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +34,8 @@ class Recipe:
 
     epochs: int = 30
     batch: int | None = None
-    """Images in a step. None: 128, and fewer on small sets, so that an epoch has eight steps or more; a
-    multiple of eight, which processes can share."""
+    """Images in a step. None: 128, and fewer below 1,024 images, so that an epoch has eight steps; a
+    multiple of eight, which processes can share. At least 8, or all images."""
     lr: float | None = None
     """Highest rate. None: 0.1 for SGD and 0.001 for AdamW at a batch of 128, less in proportion to
     smaller batches. (The paper's 0.01 is too low for a short schedule.)"""
@@ -67,25 +83,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (
-            self.epochs >= 1
-            and (self.batch is None or self.batch >= 2)
-            and (self.lr is None or 0 < self.lr <= 1000)
-            and 0 < self.validation < 1
-            and 0 <= self.seed < 2**32
-        ):
-            raise GhostEdgeError(
-                "epochs must be at least 1, batch at least 2, lr above 0 and at most 1000, validation "
-                f"between 0 and 1, seed from 0 to 2^32 - 1: got {dataclasses.asdict(self)}."
-            )
-        for name in ("momentum", "warmup", "label_smoothing", "ema", "shift", "cutout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise GhostEdgeError(
-                    f"{name} must be at least 0 and below 1, not {getattr(self, name)}."
-                )
-        for name in ("weight_decay", "clip", "mixup", "patience", "accumulate"):
-            if not getattr(self, name) >= (name == "accumulate"):
-                raise GhostEdgeError(f"{name} must not be as low as {getattr(self, name)}.")
+        for name, (holds, limits) in LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise GhostEdgeError(f"{name} must be {limits}, not {value}.")
         for name, hint in typing.get_type_hints(Recipe).items():
             choices = typing.get_args(hint)
             if typing.get_origin(hint) is Literal and getattr(self, name) not in choices:

@@ -81,6 +81,7 @@ class Folder:
             theirs = json.loads(state["identity"])
         except Exception as error:  # a damaged zip or pickle raises what it likes
             raise self.damaged(error) from error
+        del state["identity"]
         ours = json.loads(json.dumps(identity))
         for key in {**ours, **theirs}:
             if theirs.get(key) != ours.get(key):

@@ -35,8 +35,9 @@ from ghostedge.models import ARCHITECTURES, profile
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
 from ghostedge.training.distillation import Distillation
-from ghostedge.training.loop import DEFAULT, possible_form, require_buildable, train
+from ghostedge.training.loop import train
 from ghostedge.training.recipe import Recipe
+from ghostedge.training.start import DEFAULT, possible_form, require_buildable
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -120,6 +120,19 @@ def test_16_bit_grey_is_scaled_not_clipped(file: Path, kind: str) -> None:
     np.testing.assert_array_equal(read_image(file, 32), (deep >> 8)[..., None].repeat(3, 2))
 
 
+def test_12_bit_grey(file: Path) -> None:
+    """As cameras for microscopes write it; Pillow writes none."""
+    deep = np.arange(32 * 32).reshape(32, 32) * 4
+    packed = b"".join(
+        bytes((a >> 4, (a & 15) << 4 | b >> 8, b & 255)) for a, b in deep.reshape(-1, 2).tolist()
+    )
+    tags = {256: 32, 257: 32, 258: 12, 259: 1, 262: 1, 273: 134, 277: 1, 278: 32, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    file.write_bytes(head.ljust(134, b"\0") + packed)
+    np.testing.assert_array_equal(read_image(file, 32)[:, :, 0], deep >> 4)
+
+
 def test_16_bit_rgb(file: Path) -> None:
     deep = RNG.integers(0, 65536, (24, 24, 3), dtype=np.uint16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)

@@ -100,6 +100,17 @@ def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path: Path) -
     assert data.skipped == ()
 
 
+def test_notes_beside_pictures_are_none(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "a" / "photo").write_bytes((tmp_path / "a" / "1.png").read_bytes())
+    (tmp_path / "a" / "1.json").write_text("{}")
+    (tmp_path / "a" / "1.TXT").write_text("0 0.5 0.5 1 1")
+    (tmp_path / "b" / "1.xml").write_text("<a/>")
+    data = open_data(tmp_path)
+    assert data.train and data.train.names == ("a/1.png", "a/photo", "b/1.png")
+    assert data.skipped == ()
+
+
 def test_pictures_outside_classes_and_broken_links_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "a/1.png", "b/1.png", "stray.png")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
@@ -202,12 +213,12 @@ def test_broken_files_are_left_out_and_listed(tmp_path: Path) -> None:
     whole = (tmp_path / "a" / "7.png").read_bytes()
     (tmp_path / "a" / "7.png").write_bytes(b"")
     (tmp_path / "b" / "3.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "b" / "notes.txt").write_text("not a picture")
+    (tmp_path / "b" / "notes.doc").write_text("not a picture")
     source = open_data(tmp_path).train
     assert source
     images = source.read(24)
     assert len(source) == 201
-    assert [name for name, _ in images.skipped] == ["a/7.png", "b/3.png", "b/notes.txt"]
+    assert [name for name, _ in images.skipped] == ["a/7.png", "b/3.png", "b/notes.doc"]
     assert images.skipped[0][1] == "the file is empty"
     assert len(images) == len(images.labels) == len(images.indices) == 198
     assert images.pixels.flags.c_contiguous

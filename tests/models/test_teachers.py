@@ -20,7 +20,7 @@ from ghostedge.models.reparam import RepConv
 from ghostedge.models.teachers import OnPixels, Teacher, _probable
 from ghostedge.pixels import IMAGENET, PixelContract
 from ghostedge.runtime import Classifier
-from ghostedge.training import loop
+from ghostedge.training import start
 from tests.runtime_fixtures import LABELS, SIZE, Net, pictures, write_onnx
 
 CPU = torch.device("cpu")
@@ -217,7 +217,7 @@ def test_imagenet_weights_are_torchvisions_but_for_the_stem(
 
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", fetched)
     net = create(name, num_classes=4)
-    left = loop._adopt(net, teachers.imagenet_weights(name), with_head=False)
+    left = start.adopt(net, teachers.imagenet_weights(name), with_head=False)
     assert {key.rpartition(".")[0] for key in left} == anew
 
 

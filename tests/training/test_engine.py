@@ -33,6 +33,7 @@ from ghostedge.training import Recipe, loop, train
 from ghostedge.training.batches import Batch, Batches
 from ghostedge.training.objective import Objective, balanced, freeze, head
 from ghostedge.training.processes import Processes
+from ghostedge.training.start import subject
 from ghostedge.training.state import Average, Folder
 
 MODEL, SIZE = "ghostnetv3-small-0.1x", 24
@@ -338,7 +339,8 @@ def test_transfer_keeps_the_head_for_the_same_classes(
 ) -> None:
     from ghostedge.data.sources import open_data
 
-    card, net = loop._subject(open_data(drawn_folder), None, None, 1, False, str(start), False)
+    classes = open_data(drawn_folder).classes
+    card, net = subject(classes, from_=str(start))
     assert card.pixels.size == SIZE
     expected = checkpoint.read(start)[1]["classifier.weight"]
     np.testing.assert_array_equal(head(net)[1].weight.detach().numpy(), expected)
@@ -346,14 +348,14 @@ def test_transfer_keeps_the_head_for_the_same_classes(
     card.labels.reverse()  # as `ghostedge import --labels` may have them
     checkpoint.save(tmp_path / "other.safetensors", card, tensors)
     other = str(tmp_path / "other.safetensors")
-    _, net = loop._subject(open_data(drawn_folder), None, None, 1, False, other, False)
+    _, net = subject(classes, from_=other)
     np.testing.assert_array_equal(head(net)[1].weight.detach().numpy(), expected[::-1])
     del tensors["classifier.weight"]
     checkpoint.save(tmp_path / "other.safetensors", card, tensors)
     with pytest.raises(GhostEdgeError, match="do not fit"):
-        loop._subject(open_data(drawn_folder), None, None, 1, False, other, False)
+        subject(classes, from_=other)
     with pytest.raises(GhostEdgeError, match=r"holds ghostnetv3-small-0\.1x, not resnet18"):
-        loop._subject(open_data(drawn_folder), "resnet18", None, 1, False, str(start), False)
+        subject(classes, "resnet18", from_=str(start))
 
 
 def test_imagenet_weights_where_they_fit(
@@ -367,8 +369,9 @@ def test_imagenet_weights_where_they_fit(
         "conv1.weight": np.full((64, 3, 7, 7), 2.0, np.float32),
         "fc.weight": np.full((1000, 512), 2.0, np.float32),
     }
-    monkeypatch.setattr(loop, "imagenet_weights", lambda name: given)
-    card, net = loop._subject(open_data(drawn_folder), "resnet18", 32, 1, False, None, True)
+    monkeypatch.setattr("ghostedge.training.start.imagenet_weights", lambda name: given)
+    classes = open_data(drawn_folder).classes
+    card, net = subject(classes, "resnet18", 32, pretrained=True)
     state = net.state_dict()
     assert (state["layer1.0.conv1.weight"] == 2).all()
     assert state["conv1.weight"].shape == (64, 3, 3, 3) and state["fc.weight"].shape == (4, 512)

@@ -22,11 +22,12 @@ from rich.console import Console
 
 import ghostedge
 from ghostedge import checkpoint
-from ghostedge.data.sources import Source, open_data, split
+from ghostedge.data.sources import FolderSource, Source, open_data, split
 from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.models import synthetic
 from ghostedge.models.synthetic import synthesize
 from ghostedge.training import Recipe, loop, train
+from ghostedge.training.processes import TORCHRUN, Processes
 
 SIZE, EPOCHS = 24, 5
 FLAGS = {"model": "ghostnetv3-small-0.1x", "imgsz": SIZE}
@@ -219,7 +220,7 @@ def start(data: Path, output: Path) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
     )
-    while not (output / "state.pt").exists():
+    while not (output / "log.csv").exists() or len(log(output)) < 2:
         assert child.poll() is None, child.communicate()[1]
         time.sleep(0.005)
     return child
@@ -255,6 +256,33 @@ def test_a_killed_run_goes_on_as_if_unbroken(run: Path, drawn_folder: Path, tmp_
     assert 0 < len(log(tmp_path)) < EPOCHS
     learn(drawn_folder, tmp_path, resume=True)
     assert_same(tmp_path, run)
+
+
+def test_a_run_killed_at_its_first_epochs_end_starts_anew(
+    run: Path, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are there, the state that counts the epoch is not."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ghostedge.training.state.Folder.save_table", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(drawn_folder, tmp_path)
+    assert (tmp_path / "best.safetensors").exists()
+    learn(drawn_folder, tmp_path, resume=True)
+    assert_same(tmp_path, run)
+
+
+def test_too_little_memory(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: Any) -> None:
+        torch.empty(2**62, dtype=torch.uint8)  # more than any machine has: torch's own error
+
+    monkeypatch.setattr("ghostedge.training.loop.Batches", allocate)
+    assert "memory is too small" in refused(drawn_folder, tmp_path / "run")
 
 
 def test_ctrl_c_says_how_to_go_on(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
@@ -330,6 +358,16 @@ def test_a_class_that_cannot_be_read_is_refused(drawn_folder: Path, tmp_path: Pa
     assert "No image of the class 'circle' in data can be read (circle/" in said
 
 
+def test_a_class_that_cannot_be_validated_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(drawn_folder, tmp_path / "data")
+    source = open_data(str(data)).train
+    assert isinstance(source, FolderSource)
+    for index in split(source, RECIPE.validation, RECIPE.seed)[1]:
+        if source.labels[index] == 0:
+            Path(source.files[index]).write_bytes(b"")
+    assert f"No image of the class '{source.classes[0]}'" in refused(data, tmp_path / "run")
+
+
 def test_test_images_that_cannot_be_read_do_not_cost_the_training(
     drawn_folder: Path, tmp_path: Path
 ) -> None:
@@ -365,10 +403,17 @@ def test_number_0_fetches_and_finishes_for_all(
         (0, ["open, download=True", "meet", "train", "finish", "meet"]),
         (1, ["meet", "open, download=False", "train", "meet"]),
     ):
-        monkeypatch.setenv("RANK", str(rank))
+        for name, value in zip(TORCHRUN, ("1", str(rank), "localhost", "0"), strict=True):
+            monkeypatch.setenv(name, value)
         learn(drawn_folder, tmp_path / str(rank), download=True)
         assert events == expected
         events.clear()
+
+
+def test_the_number_of_processes_alone_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some job systems set it for every process."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert Processes("cpu").size == 1
 
 
 def test_a_run_folder_in_use(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
@@ -506,10 +551,14 @@ def test_a_device_that_is_not_here(drawn_folder: Path, tmp_path: Path, device: s
         {"validation": 1.0},
         {"seed": -1},
         {"seed": 2**32},
+        {"cutout": 1.0},
+        {"clip": -1.0},
+        {"accumulate": 0},
     ],
 )
 def test_a_recipe_that_cannot_be(values: dict[str, Any]) -> None:
-    with pytest.raises(GhostEdgeError, match="epochs must be at least 1"):
+    (name,) = values
+    with pytest.raises(GhostEdgeError, match=f"^{name} must be "):
         Recipe(**values)
 
 
