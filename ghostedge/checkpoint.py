@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghostedge.errors import GhostEdgeError, nearest
+from ghostedge.errors import GhostEdgeError, expect, nearest
 from ghostedge.files import atomic_write
 from ghostedge.pixels import PixelContract
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 CALIBRATION = "calibration_images"
 """Name of the tensor of synthetic images, uint8 (images, size, size, 3), beside the weights."""
+MOST_BRANCHES = 64
 
 
 @dataclasses.dataclass
@@ -115,7 +116,15 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
             raise GhostEdgeError(f"{path} has checkpoint format {version}; this ghostedge reads 1.")
         stored["pixels"] = PixelContract.from_json(stored["pixels"])
         checkpoint = Checkpoint(**stored)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _check(checkpoint, tensors)
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise GhostEdgeError(f"The header of {path} is damaged ({error!r}).") from error
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
@@ -124,6 +133,36 @@ def read(path_or_name: str | Path) -> tuple[Checkpoint, dict[str, np.ndarray]]:
                 "take an earlier checkpoint."
             )
     return checkpoint, tensors
+
+
+def _check(card: Checkpoint, tensors: dict[str, np.ndarray]) -> None:
+    """Touch everything that is used of a header, so that no use of it can fail later."""
+    json.dumps(card.to_json(), ensure_ascii=False).encode()  # half a character, which JSON can hold
+    texts = [card.architecture, *card.labels, card.licence or "", card.source]
+    texts += [card.data.get(key) or "" for key in ("name", "fingerprint")]
+    expect(all(isinstance(text, str) for text in texts), "a text")
+    sizes = [card.arguments.get(key, 1) for key in ("width", "branches", "num_classes")]
+    expect(all(isinstance(size, (int, float)) for size in sizes), "arguments")
+    expect(sizes[1] <= MOST_BRANCHES, "branches")
+    for part in ("validation", "test"):
+        figures = card.accuracy.get(part, {})
+        expect(isinstance(figures.get("top1", 0), (int, float)), f"top-1 of {part}")
+        expect(isinstance(figures.get("images", 0), int), f"images of {part}")
+    lost = card.accuracy.get("int8", {})
+    expect(not lost or set(lost) == {"synthetic", "real"}, "int8")
+    for figures in (figures for kind in lost.values() for figures in kind.values()):
+        drop = figures["validation_drop"], figures["validation_interval"]
+        expect(all(isinstance(figure, (int, float)) for figure in drop), "what int8 loses")
+    held_out = card.data.get("validation")
+    if held_out is not None:
+        expect(0 < held_out["fraction"] < 1 and isinstance(held_out["seed"], int), "validation")
+    low, high = card.data.get("pixels") or (0, 255)
+    expect(0 <= low <= high <= 255, "pixels of the data")
+    images = tensors.get(CALIBRATION)
+    if images is not None:
+        _, height, width, channels = images.shape
+        expect(images.dtype == np.uint8 and images.size, CALIBRATION)
+        expect(height == width and channels == 3, CALIBRATION)
 
 
 def build(path_or_name: str | Path) -> tuple[Checkpoint, nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import GhostEdgeError, expect
 
 MIDDLE, STEP = 128.0, 64.0
 """The default reading of a pixel, (pixel - 128) / 64.
@@ -91,6 +91,8 @@ class PixelContract:
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> PixelContract:
         mean, std = (tuple(float(v) for v in stored[key]) for key in ("mean", "std"))
+        expect(len(mean) == len(std) == 3 and min(std) > 0, "mean and std")
+        expect(all(map(math.isfinite, mean + std)), "mean and std")
         return cls(int(stored["size"]), mean, std)  # type: ignore[arg-type]
 
 

@@ -117,22 +117,24 @@ class LiteRT(Backend):
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise _unreadable(path, "LiteRT", error) from error
         inputs, outputs = self.net.get_input_details(), self.net.get_output_details()
+        ends = [
+            [(np.dtype(t["dtype"]).name, t["shape_signature"].tolist()) for t in tensors]
+            for tensors in (inputs, outputs)
+        ]
+        wrong = _no_classifier(path, ends, "uint8, int8 or float32 [batch, size, size, 3]")
+        if not len(inputs) == len(outputs) == 1:
+            raise wrong
         self.input, self.output = inputs[0], outputs[0]
         shape, scores = self.input["shape"].tolist(), self.output["shape"].tolist()
         kinds = (np.uint8, np.int8, np.float32)
         sides = self.input["shape_signature"].tolist()[1:]  # -1 where the size is free
         if not (
-            len(inputs) == len(outputs) == 1
-            and self.input["dtype"] in kinds
+            self.input["dtype"] in kinds
             and self.output["dtype"] in kinds
             and _is_image(sides[:2], sides[2:])
             and len(scores) == 2
         ):
-            ends = [
-                [(np.dtype(t["dtype"]).name, t["shape_signature"].tolist()) for t in tensors]
-                for tensors in (inputs, outputs)
-            ]
-            raise _no_classifier(path, ends, "uint8, int8 or float32 [batch, size, size, 3]")
+            raise wrong
         self.batch, self.size, self.classes = shape[0], shape[1], scores[1]
         self.fixed = True
         self.dtype = np.dtype(self.output["dtype"])
@@ -177,16 +179,18 @@ class OnnxRuntime(Backend):
         except Exception as error:  # its error classes share no other base
             raise _unreadable(path, "ONNX Runtime", error) from error
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        ends = [[(tensor.type, tensor.shape) for tensor in ts] for ts in (inputs, outputs)]
+        wrong = _no_classifier(path, ends, "tensor(float) [batch, 3, size, size]")
+        if not len(inputs) == len(outputs) == 1:
+            raise wrong
         shape, scores = inputs[0].shape, outputs[0].shape
         if not (
-            len(inputs) == len(outputs) == 1
-            and inputs[0].type == outputs[0].type == "tensor(float)"
+            inputs[0].type == outputs[0].type == "tensor(float)"
             and _is_image(shape[2:], shape[1:2])
             and len(scores) == 2
             and isinstance(scores[1], int)
         ):
-            ends = [[(tensor.type, tensor.shape) for tensor in ts] for ts in (inputs, outputs)]
-            raise _no_classifier(path, ends, "tensor(float) [batch, 3, size, size]")
+            raise wrong
         self.size, self.classes = shape[2], scores[1]
         if isinstance(shape[0], int):
             self.batch, self.fixed = shape[0], True
@@ -432,7 +436,9 @@ def _is_image(sides: Sequence[Any], channels: Sequence[Any]) -> bool:
 
 
 def _no_classifier(path: Path, ends: list[list[tuple[str, Any]]], image: str) -> GhostEdgeError:
-    given, gives = (" and ".join(f"{kind} {shape}" for kind, shape in end) for end in ends)
+    given, gives = (
+        " and ".join(f"{kind} {shape}" for kind, shape in end) or "nothing" for end in ends
+    )
     return GhostEdgeError(
         f"{path} maps {given} to {gives} and is no classifier of square RGB images, which maps one "
         f"{image} to one [batch, classes]: name another model."

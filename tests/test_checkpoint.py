@@ -168,14 +168,49 @@ def test_an_unknown_architecture(file: Path, tensors: Tensors) -> None:
     assert "Did you mean" in refused(file)
 
 
+PIXELS = CARD.pixels.to_json()
+
+
 @pytest.mark.parametrize(
-    "changes", [{"labels": ...}, {"pixels": ...}, {"pixels": {"size": 48}}, {"format": ...}]
+    "changes",
+    [
+        {"labels": ...},
+        {"labels": None},
+        {"labels": [1, 2, 3]},
+        {"labels": ["\ud800", "b", "c"]},
+        {"pixels": ...},
+        {"pixels": {"size": 48}},
+        {"pixels": {**PIXELS, "size": float("inf")}},
+        {"pixels": {**PIXELS, "mean": [128.0, 128.0]}},
+        {"pixels": {**PIXELS, "std": [0.0, 64.0, 64.0]}},
+        {"format": ...},
+        {"architecture": 3},
+        {"arguments": []},
+        {"arguments": {**CARD.arguments, "width": "1"}},
+        {"arguments": {**CARD.arguments, "branches": 10**8}},
+        {"licence": 3},
+        {"accuracy": None},
+        {"accuracy": {"test": 99.0}},
+        {"accuracy": {"test": {"top1": "99", "images": 5}}},
+        {"accuracy": {"int8": {"real": {}}}},
+        {"data": "cifar10"},
+        {"data": {"validation": 3}},
+        {"data": {"validation": {"fraction": 0.1}}},
+        {"data": {"pixels": [255]}},
+    ],
 )
 def test_a_damaged_header(changes: dict[str, object], file: Path, tensors: Tensors) -> None:
     assert "is damaged" in refused(rewritten(file, tensors, **changes))
 
 
-@pytest.mark.parametrize("header", ["", "{", "null", "[]", '"text"', "1"])
+@pytest.mark.parametrize("shape", [(), (8,), (0, 24, 24, 3), (2, 24, 25, 3), (2, 24, 24, 1)])
+def test_damaged_calibration_images(shape: tuple[int, ...], file: Path, tensors: Tensors) -> None:
+    images = {checkpoint.CALIBRATION: np.zeros(shape, np.uint8)}
+    checkpoint.save(file, CARD, {**tensors, **images})
+    assert "is damaged" in refused(file)
+
+
+@pytest.mark.parametrize("header", ["", "{", "null", "[]", '"text"', "1", "[" * 100_000])
 def test_a_header_that_is_no_object(header: str, file: Path, tensors: Tensors) -> None:
     save_file(tensors, file, metadata={"ghostedge": header})
     assert "is damaged" in refused(file)

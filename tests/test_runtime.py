@@ -284,6 +284,13 @@ def test_models_that_are_no_classifiers(tmp_path: Path) -> None:
         Classifier(write_onnx(tmp_path / "grey.onnx", channels=1))
     with pytest.raises(GhostEdgeError, match=r"float32 \[1, 24, 24, 1\] to float32 \[1, 4\]"):
         Classifier(write_tflite(tmp_path / "grey.tflite", "float32", channels=1))
+    model = onnx.load(write_onnx(tmp_path / "none.onnx"))
+    constant = onnx.numpy_helper.from_array(np.zeros((1, 3, 24, 24), np.float32), "image")
+    del model.graph.input[:]
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["image"], value=constant))
+    onnx.save(model, tmp_path / "none.onnx")
+    with pytest.raises(GhostEdgeError, match=r"none\.onnx maps nothing to"):
+        Classifier(tmp_path / "none.onnx")
     logits = Classifier(write_onnx(tmp_path / "logits.onnx", softmax=False))
     with pytest.raises(GhostEdgeError, match="lacks the final softmax"):
         logits(pictures(9))

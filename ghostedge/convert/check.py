@@ -88,7 +88,7 @@ def failure(stage: Stage, limits: Limits) -> str | None:
             allowed = TOLERANCE[stage.precision]
             if not parity.log_difference <= allowed:
                 return (
-                    f"{where}: its log-probabilities differ from the PyTorch net's by "
+                    f"{where}: its log-probabilities differ from the given net's by "
                     f"{parity.log_difference:.3g}, where {allowed:g} is allowed."
                 )
             if parity.agreement < FLOAT_AGREEMENT[stage.precision]:

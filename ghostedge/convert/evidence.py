@@ -198,7 +198,7 @@ def _parts(
         fraction, seed = 0.1, plan.seed
         origin = (
             f"a new split ({fraction:g} of train, seed {seed}): "
-            "this is not the data that the checkpoint records"
+            "this is not known to be the data that it was trained on"
         )
     kept, held_out = split(train, fraction, seed)
     return (train, kept), (train, held_out), origin

@@ -25,7 +25,7 @@ LARGEST = 1 << 30
 """Bytes of a file that is read at all: these are nets for small devices, and protobuf ends at 2 GiB."""
 LOWEST = 7
 """Opset from which on onnx's converter knows the ops of classifiers."""
-BATCH = 50
+BATCH, LARGEST_BATCH = 50, 1024
 
 
 @dataclasses.dataclass
@@ -113,8 +113,8 @@ def read(file: Path, size: int | None) -> OnnxNet:
             "of scores: export the classifier alone."
         )
     del graph.input[:]
-    graph.input.append(inputs[0])
-    kind = inputs[0].type.tensor_type
+    graph.input.append(inputs[0])  # a copy
+    kind = graph.input[0].type.tensor_type
     sides = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     layouts = [
         last
@@ -126,16 +126,28 @@ def read(file: Path, size: int | None) -> OnnxNet:
             f"{file} takes {ends}, which is no batch of RGB images: float32 [batch, 3, height, width] or "
             "[batch, height, width, 3] is needed."
         )
+    scores = graph.output[0].type.tensor_type
+    if scores.elem_type != TensorProto.FLOAT:
+        raise GhostEdgeError(
+            f"{file} gives {_text(graph.output[0])}, where float32 scores are needed: export it again in "
+            "float32."
+        )
+    first = kind.shape.dim[0]
+    if first.dim_value <= 0:  # as some write a free one
+        first.ClearField("dim_value")
+    elif first.dim_value > LARGEST_BATCH:
+        raise GhostEdgeError(
+            f"{file} takes {ends}: batches of more than {LARGEST_BATCH} are not for devices."
+        )
     channels_last = layouts[0]
     height, width = sides[1:3] if channels_last else sides[2:4]
     size = _size(file, height, width, size)
     for axis in (1, 2) if channels_last else (2, 3):
         kind.shape.dim[axis].dim_value = size
     del graph.value_info[:]  # sizes from before, as are those of the output
-    scores = graph.output[0].type.tensor_type.shape.dim
-    rank = len(scores) or 2
-    del scores[:]
-    scores.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
+    rank = len(scores.shape.dim) or 2
+    del scores.shape.dim[:]
+    scores.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(rank))
     named = {p.key: p.value for p in model.metadata_props}.get("labels")
     try:
         return OnnxNet(model, size, channels_last, label_lines(named) if named else None)

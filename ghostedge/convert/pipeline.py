@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from ghostedge.pixels import enlarged, frame_side
 if TYPE_CHECKING:
     from torch import nn
 
-    from ghostedge.convert.check import Stage
+    from ghostedge.convert.check import Parity, Stage
     from ghostedge.evaluate import Evaluation
 
 Say = Callable[[str], None]
@@ -210,6 +210,8 @@ class _Export:
         self.stages: list[Stage] = []
         self.precisions: dict[str, str] = {}
         """Of the quantized files; of the others the name says it."""
+        self.measured: dict[str, dict[str, Parity]] = {}
+        """Of the quantized files, without the test images."""
         self.attempts: list[dict[str, Any]] = []
         self.timings: dict[str, Any] = {}
         self.warnings: list[str] = []
@@ -272,6 +274,8 @@ class _Export:
             from ghostedge.convert.subject import open_subject
         self.subject = open_subject(self.plan, self.module)
         self.pixels = self.subject.pixels
+        if self.subject.caveat is not None:
+            self.warn(self.subject.caveat)
         size = self.pixels.size
         if self.plan.camera is not None and self.plan.camera % size:
             raise GhostEdgeError(
@@ -281,30 +285,35 @@ class _Export:
 
     def reference(self) -> None:
         """Run the float reference on every set: all else is compared with it."""
+        from ghostedge.convert.check import Stage, compare
+
         sets = self.evidence.sets
         self.expected = {n: self.subject.reference(images.pixels) for n, images in sets.items()}
-        self.compare(self.subject.kind, "fp32", self.expected)
+        own = {n: compare(self.expected[n], self.expected[n], sets[n]) for n in sets}
+        self.record(Stage(self.subject.kind, "fp32", own))
         if "validation" in sets:
             for line in self.subject.doubts(sets["validation"], self.expected["validation"]):
                 self.warn(line)
         for name, form in self.subject.forms.items():
             self.check(name, "fp32", form)
 
-    def compare(self, name: str, precision: str, found: Mapping[str, np.ndarray]) -> None:
-        """Compare a stage's outputs for every set and record it; raise CheckFailed when it is off."""
-        from ghostedge.convert.check import Stage, compare, judge
+    def record(self, stage: Stage) -> None:
+        """Keep what was found of a stage; raise CheckFailed when it is off."""
+        from ghostedge.convert.check import judge
 
-        parity = {
-            key: compare(self.expected[key], found[key], images)
-            for key, images in self.evidence.sets.items()
-        }
-        stage = Stage(name, precision, parity)
         self.stages.append(stage)
         judge(stage, self.plan.limits)
 
     def check(self, name: str, precision: str, predict: Callable[[np.ndarray], np.ndarray]) -> None:
-        sets = self.evidence.sets
-        self.compare(name, precision, {n: predict(images.pixels) for n, images in sets.items()})
+        """Compare a stage's outputs for every set that it was not compared for when it was chosen."""
+        from ghostedge.convert.check import Stage, compare
+
+        known = self.measured.get(name, {})
+        parity = {
+            key: known.get(key) or compare(self.expected[key], predict(images.pixels), images)
+            for key, images in self.evidence.sets.items()
+        }
+        self.record(Stage(name, precision, parity))
 
     def check_file(self, name: str, path: Path) -> None:
         from ghostedge.runtime import BATCH, Classifier
@@ -389,6 +398,7 @@ class _Export:
         for name, (path, stage) in done.items():
             shutil.copy(path, self.folder / name)
             self.precisions[name] = stage.precision
+            self.measured[name] = stage.parity
         warning = few_images([stage for _, stage in done.values()])
         if warning:
             self.warn(warning)

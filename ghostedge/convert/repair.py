@@ -125,7 +125,7 @@ def ladder(
     corrected = Variant("channels equalised, biases corrected", graph, ranges)
     if real:
         yield from _wide_and_narrow(corrected, narrow)
-    yield dataclasses.replace(plain if real else corrected, narrow=narrow)
+    yield from _wide_and_narrow(plain if real else corrected, narrow)
     say("  measure how sensitive each operation is")
     content = onnx_bytes(core), _digest(calibration)
     order = cached(
@@ -137,7 +137,7 @@ def ladder(
         if count < len(order):
             names = tuple(order[:count].tolist())
             title = f"and {count} of {len(order)} operations in float"
-            yield Variant(title, graph, ranges, in_float=names, narrow=narrow)
+            yield from _wide_and_narrow(Variant(title, graph, ranges, in_float=names), narrow)
     if epochs and training is not None:
         say(f"  quantization-aware training, {epochs} epochs of {len(training)} images")
 
@@ -155,7 +155,7 @@ def ladder(
             if name.startswith("range ")
         }
         title = f"equalised, {epochs} epochs of quantization-aware training"
-        yield Variant(title, graph, learned, narrow=narrow)
+        yield from _wide_and_narrow(Variant(title, graph, learned), narrow)
 
 
 def repair(

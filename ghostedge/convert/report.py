@@ -78,6 +78,10 @@ def calibration_line(manifest: dict[str, Any]) -> str:
     return " ".join([_calibration(manifest), *manifest["warnings"]])
 
 
+def _summed(model: str) -> str:
+    return f"{model}, where its sums are exact" if model.endswith(".onnx") else model
+
+
 def _calibration(manifest: dict[str, Any]) -> str:
     card = manifest["calibration"]
     if card is None:
@@ -91,7 +95,7 @@ def _calibration(manifest: dict[str, Any]) -> str:
         if measured is not None:  # shipped weights carry it, see benchmarks/ship_weights.py
             drops = {
                 kind: " and ".join(
-                    f"{f['validation_drop']:.2f} ± {f['validation_interval']:.2f} ({model})"
+                    f"{f['validation_drop']:.2f} ± {f['validation_interval']:.2f} ({_summed(model)})"
                     for model, f in sorted(models.items())
                 )
                 for kind, models in measured.items()

@@ -67,6 +67,8 @@ class Subject:
     forms: dict[str, Predict] = dataclasses.field(default_factory=dict)
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What a checkpoint records of the data it was trained on."""
+    caveat: str | None = None
+    """What to be wary of, whatever is measured."""
     reread: Callable[[np.ndarray, PixelContract], np.ndarray] | None = None
     """The reference under another pixel contract, where the contract is only what the caller says."""
 
@@ -155,7 +157,15 @@ def _from_checkpoint(plan: Plan) -> Subject:
             return stored
         return synthesize(net, pixels, seed=seed)
 
-    facts = {k: v for k, v in card.to_json().items() if k not in ("labels", "pixels")}
+    left_out = {"labels", "pixels"}
+    caveat = None
+    if pixels.size != card.pixels.size:
+        left_out.add("accuracy")
+        caveat = (
+            f"{card.name} was trained on images of {card.pixels.size} pixels and is less accurate on others: "
+            f"train it again for {pixels.size} (ghostedge train --from {plan.model} --imgsz {pixels.size})."
+        )
+    facts = {k: v for k, v in card.to_json().items() if k not in left_out}
     counts = profile(net, pixels.size)._asdict()
     return Subject(
         name=card.name,
@@ -169,6 +179,7 @@ def _from_checkpoint(plan: Plan) -> Subject:
         synthesize=images,
         forms={"folded": lambda images: _probabilities(folded, pixels, images)},
         data=card.data,
+        caveat=caveat,
     )
 
 

@@ -89,7 +89,13 @@ def simplified(model: onnx.ModelProto, batch: int | None = None) -> onnx.ModelPr
         for value in (*copy.graph.input, *copy.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = batch
         del copy.graph.value_info[:]
-    result, ok = onnxsim.simplify(copy, check_n=0)  # the pipeline's own check follows
+    try:
+        result, ok = onnxsim.simplify(copy, check_n=0)  # the pipeline's own check follows
+    except Exception as error:  # of its checker and of its C++, which share no base
+        raise GhostEdgeError(
+            f"onnxsim cannot read the graph ({' '.join(str(error).split())[:200]}): export the model again, "
+            "with opset 17 and without control flow."
+        ) from error
     if not ok:
         raise GhostEdgeError("onnxsim found its own result different from the exported model.")
     return result

@@ -160,7 +160,7 @@ class Profile(NamedTuple):
 
 def profile(net: nn.Module, size: int) -> Profile:
     """Count a training-form network's parameters, and its MACs on one `size` x `size` image."""
-    deployed = fold(net).to("meta")
+    deployed = fold(net).eval()
     macs = 0
 
     def count(module: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -179,7 +179,7 @@ def profile(net: nn.Module, size: int) -> Profile:
         elif isinstance(module, nn.MultiheadAttention):  # which does not call its linear layers
             module.register_forward_hook(count_attention)
     with torch.inference_mode():
-        deployed(torch.zeros(1, 3, size, size, device="meta"))
+        deployed(torch.zeros(1, 3, size, size, device=next(deployed.parameters()).device))
 
     def parameters(of: nn.Module) -> int:
         return sum(p.numel() for p in of.parameters())

@@ -159,6 +159,18 @@ def test_foreign_pixel_contract_odd_size_and_batch(trained: Path, tmp_path: Path
     assert verify(made).ok
 
 
+def test_another_size_than_that_of_the_training(trained: Path, tmp_path: Path) -> None:
+    """What the checkpoint measured at its own size is not said of it."""
+    card, tensors = checkpoint.read(trained)
+    assert card.accuracy["validation"]["top1"] > 0
+    size = card.pixels.size + 8
+    made = export(trained, tmp_path / "out", imgsz=size, format=["onnx"])
+    assert "accuracy" not in made.manifest["source"]
+    (warning,) = made.manifest["warnings"]
+    assert f"trained on images of {card.pixels.size} pixels" in warning
+    assert f"--imgsz {size}" in warning
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -302,7 +314,7 @@ def test_other_data_than_the_checkpoint_records_is_said(
     )
     card = made.manifest["calibration"]
     assert (card["images"], card["kind"]) == (20, "real")
-    assert "not the data that the checkpoint records" in card["validation"]
+    assert "not known to be the data that it was trained on" in card["validation"]
     assert made.parity["unfolded"]["validation"]["images"] == 8
     assert made.parity["unfolded"]["test"]["images"] == 8
 

@@ -215,7 +215,7 @@ def test_narrow_weights_leave_a_bit(files: Files, pixels: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("narrow", [True, False])
-def test_where_sums_saturate_all_else_has_narrow_weights_too(
+def test_where_sums_saturate_all_is_tried_with_narrow_weights_too(
     files: Files, pixels: np.ndarray, narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repairs, "saturates", lambda features: narrow)
@@ -223,11 +223,12 @@ def test_where_sums_saturate_all_else_has_narrow_weights_too(
     for real, (first, then) in ((True, (corrected, "plain")), (False, ("plain", corrected))):
         tried = ladder(files.core, pixels, real, None, 0, 0, lambda line: None)
         assert [
-            (variant.name, variant.narrow) for variant in itertools.islice(tried, 2 + narrow)
+            (variant.name, variant.narrow) for variant in itertools.islice(tried, 2 + 2 * narrow)
         ] == [
             (first, False),
             *[(f"{first}, weights in 7 bits", True)] * narrow,
-            (then, narrow),
+            (then, False),
+            *[(f"{then}, weights in 7 bits", True)] * narrow,
         ]
 
 

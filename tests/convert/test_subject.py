@@ -312,6 +312,15 @@ def inputs_of(kind: int, *shapes: list[Any]) -> Callable[[onnx.ModelProto], None
     return edit
 
 
+def output_of(kind: int) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        end = model.graph.output[0]
+        model.graph.node.append(helper.make_node("Cast", [end.name], ["cast"], to=kind))
+        end.name, end.type.tensor_type.elem_type = "cast", kind
+
+    return edit
+
+
 def custom(model: onnx.ModelProto) -> None:
     model.graph.node[0].domain = "com.example"
     model.opset_import.append(helper.make_opsetid("com.example", 1))
@@ -364,6 +373,9 @@ FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
         (inputs_of(FLOAT, ["n", 3, 24, 24], [1]), "where one image is to be mapped"),
         (inputs_of(FLOAT, ["n", 3, "h", "w"]), "takes images of any size: say which one with --im"),
         (inputs_of(FLOAT, ["n", 3, 300, 300]), "outside 24 to 256"),
+        (inputs_of(FLOAT, [10**7, 3, 24, 24]), "batches of more than 1024 are not for devices"),
+        (output_of(TensorProto.DOUBLE), "gives double .*, where float32 scores are needed"),
+        (output_of(TensorProto.STRING), "gives string .*, where float32 scores are needed"),
         (lambda m: m.opset_import[0].__setattr__("version", 99), "not a whole ONNX model"),
         (lambda m: m.graph.initializer.pop(), "not a whole ONNX model"),
         (lambda m: m.graph.ClearField("node"), "not a whole ONNX model"),
@@ -388,6 +400,22 @@ def test_a_damaged_file(content: bytes | None, tmp_path: Path) -> None:
         opened(path)
     with pytest.raises(GhostEdgeError, match="There is no file"):
         opened(tmp_path / "other.onnx")
+
+
+def test_a_graph_that_onnxsim_refuses(tmp_path: Path) -> None:
+    model = onnx.load(write(tmp_path / "net.onnx"))
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with pytest.raises(GhostEdgeError, match=r"onnxsim cannot read the graph \("):
+        to_onnx.simplified(model)
+
+
+@pytest.mark.parametrize("batch", [-1, 0])
+def test_a_free_batch_by_a_number(batch: int, tmp_path: Path) -> None:
+    path = change(write(tmp_path / "net.onnx"), inputs_of(FLOAT, [batch, 3, 24, 24]))
+    subject = open_subject(make_plan(str(path), None, READING))
+    assert subject.reference(noise(24)[:3]).shape == (3, subject.classes)
 
 
 def test_a_size_that_the_file_does_not_take(tmp_path: Path) -> None:
