@@ -161,7 +161,7 @@ def test_foreign_pixel_contract_odd_size_and_batch(trained: Path, tmp_path: Path
 
 def test_another_size_than_that_of_the_training(trained: Path, tmp_path: Path) -> None:
     """What the checkpoint measured at its own size is not said of it."""
-    card, tensors = checkpoint.read(trained)
+    card, _ = checkpoint.read(trained)
     assert card.accuracy["validation"]["top1"] > 0
     size = card.pixels.size + 8
     made = export(trained, tmp_path / "out", imgsz=size, format=["onnx"])
