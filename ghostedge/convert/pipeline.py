@@ -262,8 +262,11 @@ class _Export:
         with self.step("write metadata"):
             self.write_metadata()
             self.check_size()
-        with self.step("write golden images and report"):
-            self.publish()
+        with self.step("write golden images"):
+            manifest = self.publish()
+        with self.step("time and profile"):
+            self.timings |= self.measure()
+        self.report(manifest)
 
     def load(self) -> None:
         with needing("export"):
@@ -452,9 +455,9 @@ class _Export:
                     "Choose a smaller width, or raise the limit in the recipe."
                 )
 
-    def publish(self) -> None:
+    def publish(self) -> dict[str, Any]:
+        """Write all that is the same twice; return the manifest."""
         from ghostedge.convert.audit import audit
-        from ghostedge.convert.report import write_reports
 
         (self.folder / LABELS).write_text("".join(f"{x}\n" for x in self.labels), "utf-8")
         golden, expected = self.golden()
@@ -485,8 +488,12 @@ class _Export:
             "versions": _versions(),
         }
         write_manifest(self.folder, manifest)
-        with self.step("time and profile"):
-            timings = {"seconds": self.seconds, **self.timings, **self.measure()}
+        return manifest
+
+    def report(self, manifest: dict[str, Any]) -> None:
+        from ghostedge.convert.report import write_reports
+
+        timings = {"seconds": self.seconds, **self.timings}
         text = json.dumps(timings, indent=1, sort_keys=True)
         (self.folder / TIMINGS).write_text(f"{text}\n", "utf-8")
         write_reports(self.folder, manifest, timings, self.confusions())
