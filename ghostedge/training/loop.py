@@ -45,6 +45,8 @@ from ghostedge.training.state import Average, Folder, History
 LOOK = 20
 """Steps between looks at the loss: each one makes the host wait for a GPU."""
 
+SHOWN = 12
+"""Classes that are named: a folder that was not meant as one is seen."""
 COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 """Modes of torch.compile."""
 
@@ -134,7 +136,8 @@ def train(
         Teacher(t, sets.classes, place) for t in (distillation.teachers if distillation else ())
     ]
 
-    console.print(f"Reading {sets.name}")
+    more = f" and {len(sets.classes) - SHOWN} more" * (len(sets.classes) > SHOWN)
+    console.print(f"Reading {sets.name}: {', '.join(sets.classes[:SHOWN])}{more}")
     train_images, val_images, card.data = _read(sets, card.pixels.size, recipe)
     _report_skipped([*sets.skipped, *train_images.skipped, *val_images.skipped], console)
     if len(train_images) < 2 or not len(val_images):

@@ -529,6 +529,7 @@ def test_files_that_cannot_be_read_are_counted(drawn_folder: Path, tmp_path: Pat
         data, tmp_path / "run", recipe=Recipe(epochs=1), console=Console(file=said, width=200)
     )
     assert "Skipped 1 files, the first: circle/broken.png" in said.getvalue()
+    assert f"Reading pets: {', '.join(sorted(p.name for p in data.iterdir()))}" in said.getvalue()
     assert checkpoint.read(best)[0].data["images"] <= 7
 
 
