@@ -396,7 +396,7 @@ class _Export:
             plan.seed,
             self.say,
         )
-        names = [name for name in plan.artefacts if "int8" in name]
+        names = [name for name in plan.artefacts if "int8" in name and name != CAMERA]
         done, self.attempts = repair(names, attempts, files.make, measure, plan.limits, self.say)
         for name, (path, stage) in done.items():
             shutil.copy(path, self.folder / name)

@@ -457,12 +457,18 @@ class _Run:
             return
         net = self.average.net.net
         assert isinstance(net, nn.Module)
-        if not self.folder.state.exists():  # until the next one is there, a killed run starts anew
+        first = not self.folder.state.exists()
+        if first:  # until the next state is there, a killed run starts anew
             self.folder.save_state(_identity(self.card), {})
-        for name in ("best", "last") if better else ("last",):
-            self.folder.save_weights(name, self.card, net)
-        self.folder.save_table(self.history)
-        self.save()
+        try:
+            for name in ("best", "last") if better else ("last",):
+                self.folder.save_weights(name, self.card, net)
+            self.folder.save_table(self.history)
+            self.save()
+        except GhostEdgeError:  # a full disk
+            if first:
+                self.folder.clear()
+            raise
 
     def save(self) -> None:
         if self.processes.rank:

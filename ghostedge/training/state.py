@@ -41,6 +41,10 @@ def _values(net: nn.Module) -> list[Tensor]:
     return [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
 
 
+KEPT = ("state.pt", "best.safetensors", "last.safetensors", "log.csv")
+"""What a run cannot do without."""
+
+
 class Folder:
     """The folder of a run: best and last .safetensors, log.csv, curves.png, and state.pt."""
 
@@ -50,11 +54,15 @@ class Folder:
 
     def require_unused(self) -> None:
         """Raise GhostEdgeError where there is a run, or what is left of one: a new one would overwrite it."""
-        files = ("state.pt", "best.safetensors", "last.safetensors", "log.csv")
-        if any((self.path / name).exists() for name in files):
+        if any((self.path / name).exists() for name in KEPT):
             raise GhostEdgeError(
                 f"{self.path} holds a run already. Continue it with --resume, or name another --output."
             )
+
+    def clear(self) -> None:
+        """Remove what a run has kept so far."""
+        for name in KEPT:
+            (self.path / name).unlink(missing_ok=True)
 
     def save_weights(self, name: str, card: checkpoint.Checkpoint, net: nn.Module) -> None:
         tensors = {k: v.detach().cpu().contiguous().numpy() for k, v in net.state_dict().items()}

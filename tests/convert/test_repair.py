@@ -251,6 +251,7 @@ def test_training_is_the_last_that_is_tried_and_is_kept(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "sensitivity", lambda *_: [])
+    monkeypatch.setattr(repairs, "saturates", lambda features: False)
     said: list[str] = []
     first, again = (
         list(ladder(files.core, pixels, True, pixels, 1, 0, said.append))[-1] for _ in range(2)
