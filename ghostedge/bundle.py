@@ -138,6 +138,11 @@ def label_lines(text: str) -> list[str]:
     return lines
 
 
+def is_label(text: str) -> bool:
+    """Return whether a class name can stand in labels.txt, however its lines are told apart."""
+    return bool(text.strip()) and text.splitlines() == [text]
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One artefact, run on the golden images with one kind of kernels.

@@ -248,10 +248,11 @@ def latency(table: Table, folder: Path, size: int) -> None:
     if table.machines.get(str(size)) == here and all("x86" in row for row in rows.values()):
         return
     ratios = x86([*files.values()], files[BASE, size, "int8"])
-    for key, file in files.items() if ratios else ():
-        rows[key]["x86"] = ratios[file]
+    if ratios:
+        for key, file in files.items():
+            rows[key]["x86"] = ratios[file]
         table.machines[str(size)] = here
-    table.save()
+        table.save()
 
 
 def x86(files: list[Path], base: Path) -> dict[Path, float]:

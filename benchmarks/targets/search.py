@@ -267,9 +267,9 @@ def latency(folder: Path, files: dict[str, Path]) -> None:
     base = folder / BASE / "model_int8.tflite"
     if not base.exists():
         convert(fixed_statistics(create("ghostnetv3-small", branches=1)), 32, base.parent)
-    ratios = x86([*files.values()], base)
-    for name in files if ratios else ():
-        note(name, x86=ratios[files[name]])
+    names = {file: name for name, file in files.items()}
+    for file, ratio in x86([*names], base).items():
+        note(names[file], x86=ratio)
 
 
 def shown(table: dict[str, Any]) -> str:

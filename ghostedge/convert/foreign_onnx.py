@@ -15,6 +15,7 @@ from onnx import TensorProto, external_data_helper, helper, inliner, numpy_helpe
 
 from ghostedge.bundle import label_lines
 from ghostedge.convert import to_onnx
+from ghostedge.convert.plan import LARGEST_BATCH
 from ghostedge.convert.rewrites.graph import Graph, attributes
 from ghostedge.convert.to_onnx import IMAGE, PROBABILITIES
 from ghostedge.errors import GhostEdgeError
@@ -25,7 +26,7 @@ LARGEST = 1 << 30
 """Bytes of a file that is read at all: these are nets for small devices, and protobuf ends at 2 GiB."""
 LOWEST = 7
 """Opset from which on onnx's converter knows the ops of classifiers."""
-BATCH, LARGEST_BATCH = 50, 1024
+BATCH = 50
 
 
 @dataclasses.dataclass

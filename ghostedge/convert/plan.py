@@ -14,6 +14,7 @@ from ghostedge.files import read_toml
 FORMATS = ("onnx", "tflite")
 IO = ("uint8", "int8", "float32")
 OPSETS = (13, 20)
+LARGEST_BATCH = 1024
 """Lowest and highest: per-channel QDQ needs 13; torch's exporter and onnx2tf end at 20."""
 
 
@@ -81,7 +82,7 @@ class Plan:
             raise GhostEdgeError(
                 f'labels {list(self.labels or ())} are not all texts: write numbers as "0", "1".'
             )
-        _within("--batch", self.batch, 1, 1024)
+        _within("--batch", self.batch, 1, LARGEST_BATCH)
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)
         _within("--qat", self.qat, 0, 1000)

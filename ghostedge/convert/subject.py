@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ghostedge import checkpoint
+from ghostedge.bundle import is_label
 from ghostedge.convert import foreign_onnx, to_onnx
 from ghostedge.convert.evidence import ImageSet
 from ghostedge.convert.plan import Plan
@@ -88,7 +89,7 @@ class Subject:
                 )
             self.labels = list(classes or (f"class {i}" for i in range(self.classes)))
         for label in self.labels:
-            if not label.strip() or label.splitlines() != [label]:
+            if not is_label(label):
                 raise GhostEdgeError(
                     f"{self.name} has a class named {label!r}, and labels.txt holds one name a line: give "
                     "it another."
@@ -163,7 +164,7 @@ def _from_checkpoint(plan: Plan) -> Subject:
         left_out.add("accuracy")
         caveat = (
             f"{card.name} was trained on images of {card.pixels.size} pixels and is less accurate on others: "
-            f"train it again for {pixels.size} (ghostedge train --from {plan.model} --imgsz {pixels.size})."
+            f"train it on (ghostedge train DATA --from {plan.model} --imgsz {pixels.size})."
         )
     facts = {k: v for k, v in card.to_json().items() if k not in left_out}
     counts = profile(net, pixels.size)._asdict()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ghostedge.bundle import is_label
 from ghostedge.data.images import SUFFIXES, UnreadableImage, fit, read_image
 from ghostedge.errors import GhostEdgeError, nearest, needing, require
 
@@ -273,7 +274,7 @@ def require_classes(data: Data) -> None:
             "two: name the folder whose subfolders are the classes."
         )
     for name in data.classes:
-        if not name.strip() or name.splitlines() != [name]:
+        if not is_label(name):
             raise GhostEdgeError(
                 f"{data.name} has a class named {name!r}, and an export's labels.txt holds one name a line: "
                 "rename its folder."
