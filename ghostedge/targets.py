@@ -19,7 +19,7 @@ COSTS = Path(__file__).with_name("costs.json")
 BASE = "ghostnetv3-small-1.0x"
 """The paper's network, whose cost is the limit where none is given."""
 NEAR = 0.5
-"""Points of top-1 that one seed moves a figure by: a net so near to the best is as good."""
+"""Points of top-1 that a seed moves a figure by, about: a net so near to the best is as good."""
 
 
 class Target(NamedTuple):
@@ -155,11 +155,12 @@ def choose(target: str, within: float | None = None, imgsz: int = 32) -> tuple[C
             )
         within = _shown(costs[BASE])
     found = rank(target, within=within, imgsz=imgsz)
+    size = "" if imgsz == 32 else f" --imgsz {imgsz}"
     near = [choice for choice in found.choices if choice.top1 >= found.choices[0].top1 - NEAR]
     chosen = min(near, key=lambda choice: choice.cost)
     return chosen, (
         f"From {chosen.name}: of the weights that cost at most {within:g} {found.unit}, the cheapest "
-        f"within half a point of the best (`ghostedge list --for {target}`)."
+        f"within half a point of the best (`ghostedge list --for {target}{size}`)."
     )
 
 
@@ -233,7 +234,7 @@ def _network(row: Mapping[str, Any]) -> str | None:
     names = sorted({known["network"] for known in _table()["rows"]}, key=len, reverse=True)
     called = (
         name
-        for part in reversed(file.parts)
+        for part in (file.stem, *reversed(file.parts[:-1]))
         for name in names
         if re.search(rf"(?<![a-z0-9.]){re.escape(name)}(?![a-z0-9.])", part)
     )

@@ -518,7 +518,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list") == 0
     said = capsys.readouterr().out
     # Figures of the paper's table, and those of FACTS.
-    assert re.search(r"ghostnetv3-small-1\.0x\W+483,554\W+374,174\W+9\.0", said)
+    assert re.search(r"ghostnetv3-small-1\.0x\W+483,554\W+374,174\W+9\.0.*test \d\d\.\d\d%", said)
     assert re.search(r"ghostnetv3-small-3\.4x\W+3,380,066\W+2,331,712", said)
     assert re.search(r"ghostnetv3-1\.0x\W+6,860,838\W+4,857,526", said)
     assert re.search(r"resnet20\W+272,474\W+271,690\W+40\.8", said)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import importlib
 import itertools
@@ -62,6 +63,28 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """benchmarks/targets/accuracy.py, which judges accuracies against costs."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "targets"))
     return importlib.import_module("accuracy")
+
+
+def test_the_tables_are_those_of_the_results(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx2tf", "onnxsim"):
+        pytest.importorskip(package)
+    costs, search = (importlib.import_module(name) for name in ("costs", "search"))
+    folder = Path(__file__).parents[1] / "benchmarks" / "targets"
+    with (folder / "accuracy.csv").open(newline="") as file:
+        runs = [benchmark.Run(**line) for line in csv.DictReader(file)]
+    alike = [run for run in runs if run.training == "10 epochs"]
+    nets = {f"{part} %": benchmark.points(alike, part) for part in ("validation", "test")}
+    made = [
+        *costs.tables(costs.Table()).split("\n\n"),
+        search.shown(search.stored()),
+        benchmark.accuracies(nets, benchmark.COSTS),
+        benchmark.verdicts(nets["test %"], benchmark.COSTS),
+        benchmark.against_paper(nets["test %"], benchmark.COSTS),
+    ]
+    readme = (folder / "README.md").read_text("utf-8")
+    assert [table for table in made if table not in readme] == []
 
 
 def test_who_is_beaten_where(benchmark: Any) -> None:
@@ -274,11 +297,6 @@ def test_a_target_of_ones_own_board(
     with pytest.raises(GhostEdgeError, match="another and my board"):
         rank(str(file), weights=weights)
 
-    results.write([board(timed, **TIMES)], file)
-    file.write_text(file.read_text().replace('"median": 3.0', '"median": NaN'))
-    with pytest.raises(GhostEdgeError, match="NaN is no figure"):
-        rank(str(file), weights=weights)
-
 
 def test_a_file_of_a_bundle_is_known_by_its_hash(
     costs: None,
@@ -319,6 +337,36 @@ def test_a_board_that_cannot_be_read(costs: None, tmp_path: Path, text: str) -> 
     file.write_text(text)
     with pytest.raises(GhostEdgeError, match="is no result of a bench"):
         rank(str(file))
+
+
+@pytest.mark.parametrize("median", ["NaN", "1e999", "1" + "0" * 400])
+def test_a_time_that_is_no_figure(
+    costs: None, weights: dict[str, Path], timed: dict[str, Any], tmp_path: Path, median: str
+) -> None:
+    file = tmp_path / "board.json"
+    results.write([board(timed, **TIMES)], file)
+    file.write_text(file.read_text().replace('"median": 3.0', f'"median": {median}'))
+    with pytest.raises(GhostEdgeError, match="is no figure"):
+        rank(str(file), weights=weights)
+
+
+def test_a_name_with_terminal_escapes(costs: None, timed: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "board.json"
+    results.write([board(timed, name="\x1b[2Jboard", **TIMES)], file)
+    with pytest.raises(GhostEdgeError, match="is no result of a bench"):
+        rank(str(file))
+
+
+def test_a_file_by_the_name_of_its_network(
+    costs: None, weights: dict[str, Path], timed: dict[str, Any], tmp_path: Path
+) -> None:
+    result = board(timed, **TIMES)
+    for row, net in zip(result["rows"], TIMES, strict=True):
+        row["model"] = f"/home/mobilenetv2-0.5x/{net}.tflite"
+    file = tmp_path / "board.json"
+    results.write([result], file)
+    found = rank(str(file), weights=weights)
+    assert [choice.name for choice in found.choices] == [*TIMES]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +428,9 @@ def test_the_cheapest_near_the_best_is_chosen(
     expected: str,
 ) -> None:
     monkeypatch.setattr(targets.checkpoint, "shipped", lambda: weights)
-    assert choose(target, within, size)[0].name == expected
+    chosen, why = choose(target, within, size)
+    assert chosen.name == expected
+    assert f"--for {target}" + " --imgsz 96" * (size == 96) + "`" in why
     if size == 96:
         assert "not known: mobilenetv2-0.5x" in rank(target, imgsz=size).sources[-1]
 

@@ -152,10 +152,16 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
             (net for net in shown if family(net.name) == name), key=lambda n: costs[n.name]
         )
         means = [net.mean for net in mine]
-        down = [mean - min(net.top1) for mean, net in zip(means, mine, strict=True)]
-        up = [max(net.top1) - mean for mean, net in zip(means, mine, strict=True)]
+        ends = [
+            (net.mean - min(net.top1), max(net.top1) - net.mean)
+            if len(net.top1) > 1
+            else (math.nan, math.nan)  # one run has no interval
+            for net in mine
+        ]
         places = [costs[net.name] for net in mine]
-        axes.errorbar(places, means, (down, up), marker=marker, capsize=3, label=name)
+        axes.errorbar(
+            places, means, [*zip(*ends, strict=True)], marker=marker, capsize=3, label=name
+        )
         for place, mean, net in zip(places, means, mine, strict=True):
             size = net.name.removeprefix(name).strip("-") or net.name
             # Ours run above the others: so do their sizes.

@@ -43,7 +43,12 @@ def read(path: Path) -> list[Result]:
     with needing("bench"):
         import jsonschema
     try:
-        stored = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
+        stored = json.loads(
+            path.read_text("utf-8"),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
         found = stored.get("format") if isinstance(stored, dict) else None
         if isinstance(found, int) and found != runner.FORMAT:
             raise GhostEdgeError(
@@ -60,8 +65,15 @@ def read(path: Path) -> list[Result]:
     return list(stored["results"])
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no figure")
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is no figure")
+    return number
+
+
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
 
 
 def write(results: Sequence[Result], path: Path) -> None:

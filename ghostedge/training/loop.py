@@ -174,6 +174,8 @@ def train(
         run.prepare(strategy, teachers, compile or default)
         if resume:
             run.restore()
+        if processes.size > 1:  # which draw no two the same dropout
+            torch.manual_seed(recipe.seed + processes.rank + processes.size * len(run.history))
         run.to_the_end(deadline)
         if processes.rank == 0:
             _finish(run, sets)
@@ -255,9 +257,8 @@ class _Run:
         self.card, self.folder, self.console = card, folder, console
         self.processes, self.place = processes, batches.images.device
         self.average = Average(student, recipe.ema)
-        self.bf16 = recipe.precision == "bf16" or (
-            recipe.precision == "auto" and self.place.type == "cuda"
-        )
+        self.on_gpu = self.place.type == "cuda"
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and self.on_gpu)
         self.parts = processes.parts(batches.batch, recipe.accumulate)
         self.history: History = []
         self.best = -1.0
@@ -276,16 +277,21 @@ class _Run:
         if recipe.freeze == "backbone":
             freeze(student, recipe.freeze)
         self.objective = objective.to(self.place)
-        trained = [p for p in objective.parameters() if p.requires_grad]
-        # Convolution and linear weights have two or more dimensions; biases and norms have one.
-        heavy = [p for p in trained if p.ndim > 1 or recipe.decay == "all"]
-        light = [p for p in trained if p.ndim <= 1 and recipe.decay != "all"]
+        trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        # Of convolutions, linear layers and attention. Norms' have one dimension; tokens and positions
+        # have more, by other names.
+        decaying = {
+            name
+            for name, p in trained.items()
+            if recipe.decay == "all" or (p.ndim > 1 and name.endswith("weight"))
+        }
+        heavy = [p for name, p in trained.items() if name in decaying]
+        light = [p for name, p in trained.items() if name not in decaying]
         groups: list[dict[str, Any]] = [
             {"params": heavy, "weight_decay": recipe.weight_decay},
             {"params": light, "weight_decay": 0.0},
         ]
         assert recipe.lr is not None
-        fused = self.place.type == "cuda"
         self.optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
@@ -293,11 +299,11 @@ class _Run:
                 lr=recipe.lr,
                 momentum=recipe.momentum,
                 nesterov=recipe.momentum > 0,
-                fused=fused,
+                fused=self.on_gpu,
             )
         else:
-            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-        self.trained = trained
+            self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=self.on_gpu)
+        self.trained = [*trained.values()]
         # Compiled code runs no hook that it did not see while it was traced.
         if compile != "off" and not (strategy is not None and strategy.looks_inside):
             torch.compiler.reset()  # of what a chain compiled before: torch compiles only so many
@@ -478,6 +484,7 @@ class _Run:
             "average": self.average.net.state_dict() if self.recipe.ema else None,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random there": torch.cuda.get_rng_state(self.place) if self.on_gpu else None,
             "history": self.history,
             "best": self.best,
             "step": self.step,
@@ -498,6 +505,8 @@ class _Run:
             if not self.processes.rank:  # whose sums they are
                 self.sums.copy_(state["sums"])
             torch.set_rng_state(state["random"])
+            if self.on_gpu:
+                torch.cuda.set_rng_state(state["random there"], self.place)
             self.history, self.best = state["history"], state["best"]
             self.step, self.seconds = state["step"], state["seconds"]
         except Exception as error:  # a state of other versions has other parts

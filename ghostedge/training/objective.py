@@ -38,7 +38,10 @@ class Objective(nn.Module):
         return self.strategy(entropy, logits, targets, batch), logits
 
     def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, self.weights, label_smoothing=self.smoothing)
+        # Not cross_entropy's own mean, which divides by a batch's weights: small batches would lose them.
+        return F.cross_entropy(
+            logits, labels, self.weights, label_smoothing=self.smoothing, reduction="none"
+        ).mean()
 
 
 def balanced(labels: Tensor, classes: int) -> Tensor:

@@ -22,9 +22,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("momentum", "warmup", "label_smoothing", "ema", "shift", "cutout"),
         (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ),
-    **dict.fromkeys(
-        ("weight_decay", "clip", "mixup", "patience"), (lambda value: value >= 0, "at least 0")
-    ),
+    **dict.fromkeys(("weight_decay", "clip", "patience"), (lambda value: value >= 0, "at least 0")),
+    "mixup": (lambda value: 0 <= value <= 1000, "from 0 to 1000"),
 }
 
 

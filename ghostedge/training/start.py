@@ -125,9 +125,12 @@ def adopt(net: nn.Module, tensors: dict[str, np.ndarray], with_head: bool) -> li
     made = () if with_head else _of_head(net)
     taken = {}
     for name, tensor in tensors.items():
+        if name not in own or name in made:
+            continue
+        shape = own[name].shape
         # A file holds a norm's counter, which has no dimension, as a list of one.
-        if name in own and name not in made and tensor.shape in (own[name].shape, (1,)):
-            taken[name] = torch.from_numpy(tensor).reshape(own[name].shape)
+        if tensor.shape in (shape, shape or (1,)):
+            taken[name] = torch.from_numpy(tensor).reshape(shape)
     net.load_state_dict(taken, strict=False)
     return [name for name in own if name not in taken and name not in made]
 

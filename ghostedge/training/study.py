@@ -188,14 +188,20 @@ def study(
 
     run = _on_ray if cluster else _here
     states = {key: s for key, s in run(open_, deadline, device, note).items() if s[0] != "done"}
-    if any(state == "paused" for state, _ in states.values()):
-        latencies = _stored(output / "latency.json")
-    else:
-        latencies = _latencies(jobs, results, output)
-    rows = summarize(arms, results, latencies)
-    _write(rows, results, settings, output)
-    if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
-        say("matplotlib is not installed: accuracy.png is not drawn")
+
+    def show(latencies: dict[str, float]) -> list[Row]:
+        rows = summarize(arms, results, latencies)
+        _write(rows, results, settings, output)
+        if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
+            say("matplotlib is not installed: accuracy.png is not drawn")
+        return rows
+
+    known = _stored(output / "latency.json")
+    rows = show(known)
+    if not any(state == "paused" for state, _ in states.values()):
+        latencies = _latencies(jobs, results, output)  # whose failure costs no accuracy
+        if latencies != known:
+            rows = show(latencies)
     return Result(rows, len(jobs), {f"{key[0]}, seed {key[1]}": s for key, s in states.items()})
 
 
@@ -341,17 +347,25 @@ def _of_kind(key: str, value: Any, hint: Any) -> Any:
 
 
 def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
-    """Return all runs in their order: teachers first, and the first seed of all arms before others."""
+    """Return all runs in the order of the file, all seeds of an arm together, teachers before students."""
 
     def folder(name: str, seed: int) -> Path:
         return output / "runs" / name / f"seed-{seed}"
 
     graph = {name: [t for t in arm.teachers if t in arms] for name, arm in arms.items()}
-    order = list(graphlib.TopologicalSorter(graph).static_order())
+    order: dict[str, None] = {}
+
+    def append(name: str) -> None:
+        for teacher in graph[name]:
+            append(teacher)
+        order.setdefault(name)
+
+    for name in arms:
+        append(name)
     jobs = {}
-    for seed in range(max(arm.seeds for arm in arms.values())):
-        for name in (name for name in order if seed < arms[name].seeds):
-            arm = arms[name]
+    for name in order:
+        arm = arms[name]
+        for seed in range(arm.seeds):
             needs = [(t, seed if seed < arms[t].seeds else 0) for t in graph[name]]
             teachers = [
                 folder(t, seed if seed < arms[t].seeds else 0) / "best.safetensors"

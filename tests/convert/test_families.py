@@ -20,13 +20,12 @@ from ghostedge.runtime import Classifier
 LABELS = ["a", "b", "c"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "arguments"),
     [
         ("densestride", {"width": 0.5, "branches": 2}),
-        ("densestride-res", {"width": 0.5, "branches": 2}),
-        ("resnet8", {}),
+        pytest.param("densestride-res", {"width": 0.5, "branches": 2}, marks=pytest.mark.slow),
+        pytest.param("resnet8", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_family_comes_through_in_one_partition(

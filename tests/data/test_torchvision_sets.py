@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -43,6 +44,32 @@ def test_fashion_mnist_is_grey_as_three_equal_channels(
         file.write_bytes(content)
         with pytest.raises(GhostEdgeError, match=r"or damaged: .* after deleting"):
             open_data("fashion-mnist")
+
+
+def test_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / datasets.CIFAR100.base_folder
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)
+    names = [f"class {index}" for index in range(100)]
+    content: dict[str, object] = {
+        "train": {"data": images.reshape(4, -1), "fine_labels": [99, 0, 50, 7]},
+        "test": {"data": images.reshape(4, -1), "fine_labels": [1, 2, 3, 4]},
+        "meta": {"fine_label_names": names},
+    }
+    hashes = {}
+    for name, what in content.items():
+        (folder / name).write_bytes(pickle.dumps(what, protocol=2))
+        hashes[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", hashes["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", hashes["test"]]])
+    meta = {"filename": "meta", "key": "fine_label_names", "md5": hashes["meta"]}
+    monkeypatch.setattr(datasets.CIFAR100, "meta", meta)
+    monkeypatch.setenv("GHOSTEDGE_DATA", str(tmp_path))
+    data = open_data("cifar100")
+    assert data.train is not None and data.test is not None
+    assert data.classes == tuple(names)
+    assert data.train.labels.tolist() == [99, 0, 50, 7]
+    np.testing.assert_array_equal(data.train.read(32).pixels, images.transpose(0, 2, 3, 1))
 
 
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
