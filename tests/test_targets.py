@@ -65,9 +65,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("accuracy")
 
 
-def test_the_tables_are_those_of_the_results(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tables_are_those_of_the_results(benchmark: Any) -> None:
     pytest.importorskip("onnx")
     costs, search = (importlib.import_module(name) for name in ("costs", "search"))
     folder = Path(__file__).parents[1] / "benchmarks" / "targets"

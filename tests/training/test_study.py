@@ -298,7 +298,17 @@ def test_a_failed_run_does_not_cost_the_latencies(
     write_ = studies._write
     monkeypatch.setattr(studies, "_write", lambda *_: seen.append(_[0][0]["int8_ms"]) or write_(*_))
     study(file, output, settings=settings)
-    assert seen == [0.25, 0.25, 0.5], "after each run, and at the end"
+    assert seen == [0.25, 0.25, 0.25, 0.5], "after each run, before the latencies and after them"
+    # What they cannot measure costs neither table nor picture.
+    (output / "accuracy.png").unlink()
+
+    def failed(*_: Any) -> dict[str, float]:
+        raise GhostEdgeError("no conversion")
+
+    monkeypatch.setattr(studies, "_latencies", failed)
+    with pytest.raises(GhostEdgeError, match="no conversion"):
+        study(file, output, settings=settings)
+    assert (output / "accuracy.png").exists()
 
 
 @pytest.mark.usefixtures("quick")
