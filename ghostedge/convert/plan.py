@@ -14,8 +14,8 @@ from ghostedge.files import read_toml
 FORMATS = ("onnx", "tflite")
 IO = ("uint8", "int8", "float32")
 OPSETS = (13, 20)
-LARGEST_BATCH = 1024
 """Lowest and highest: per-channel QDQ needs 13; torch's exporter and onnx2tf end at 20."""
+LARGEST_BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True)

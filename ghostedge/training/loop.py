@@ -278,15 +278,13 @@ class _Run:
             freeze(student, recipe.freeze)
         self.objective = objective.to(self.place)
         trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
-        # Of convolutions, linear layers and attention. Norms' have one dimension; tokens and positions
-        # have more, by other names.
-        decaying = {
-            name
-            for name, p in trained.items()
-            if recipe.decay == "all" or (p.ndim > 1 and name.endswith("weight"))
-        }
-        heavy = [p for name, p in trained.items() if name in decaying]
-        light = [p for name, p in trained.items() if name not in decaying]
+        heavy: list[nn.Parameter] = []
+        light: list[nn.Parameter] = []
+        for name, p in trained.items():
+            # Of convolutions, linear layers and attention. Norms' have one dimension; tokens and
+            # positions have more, by other names.
+            weight = p.ndim > 1 and name.endswith("weight")
+            (heavy if weight or recipe.decay == "all" else light).append(p)
         groups: list[dict[str, Any]] = [
             {"params": heavy, "weight_decay": recipe.weight_decay},
             {"params": light, "weight_decay": 0.0},

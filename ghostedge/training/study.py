@@ -356,9 +356,10 @@ def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
     order: dict[str, None] = {}
 
     def append(name: str) -> None:
-        for teacher in graph[name]:
-            append(teacher)
-        order.setdefault(name)
+        if name not in order:
+            for teacher in graph[name]:
+                append(teacher)
+            order[name] = None
 
     for name in arms:
         append(name)
