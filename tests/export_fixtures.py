@@ -13,6 +13,8 @@ from filelock import FileLock
 
 from ghostedge import checkpoint
 from ghostedge.convert import Bundle, export
+from ghostedge.convert.audit import kind_of
+from ghostedge.convert.rewrites.flat import Flat
 from ghostedge.training import Recipe, train
 
 WIDTH = 0.25
@@ -62,6 +64,18 @@ def int8_bundle(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bund
         tmp_path_factory, "int8_bundle", lambda f: export(trained, f, recipe="microcontroller")
     )
     return Bundle(made)
+
+
+def furthest(file: Path, steps: int) -> float:
+    """Return how far kernels may part in a score of a .tflite that differ by `steps` in its logits.
+
+    XNNPACK's versions round near ties otherwise: one value of a layer, by one step. That is one step of
+    the logits soon, and those are coarser than the scores'. Softmax's slope is a quarter at most.
+    """
+    model = Flat(file.read_bytes())
+    (softmax,) = (op for op in model.graph.operators if kind_of(model, op) == "SOFTMAX")
+    scales = model.tensors[softmax.inputs[0]].quantization.scale
+    return (0.0 if scales is None else steps * float(scales[0]) / 4) + 1 / 256
 
 
 def hostile(file: Path, output: Path) -> Path:

@@ -16,7 +16,7 @@ from ghostedge.data.drawn import drawn_set
 from ghostedge.deploy import deploy
 from ghostedge.pixels import enlarged
 from ghostedge.runtime import Classifier
-from tests.export_fixtures import EVERYTHING
+from tests.export_fixtures import EVERYTHING, furthest
 
 PYTHON = Path(__file__).parents[1] / ".venv-mediapipe/bin/python"
 CLIENT = Path(__file__).with_name("mediapipe_client.py")
@@ -58,10 +58,11 @@ def test_labels_top1_and_scores_are_the_interpreters(
         own, scores = model(images), np.array(found["scores"], np.float32)
         assert found["labels"] == model.labels == bundle.manifest["labels"]
         assert (scores.argmax(1) == own.argmax(1)).all()
-        assert np.abs(scores - own).max() <= 1 / 256
+        assert np.abs(scores - own).max() <= furthest(path, steps=1)
         exact = float((scores == own).mean())
         print(f"{path.name}: {exact:.2%} of the scores are exact")
-        # All are, of every model, with MediaPipe 1.2.2 and LiteRT 2.1.0; other kernels may round apart.
+        # With MediaPipe 1.2.2 and LiteRT 2.1.0 all are, or all but those of one image: the weights that a
+        # CPU trains decide.
         assert exact > 0.9 or path.name != PLAIN
 
 
@@ -110,7 +111,8 @@ def test_a_frame_of_the_cameras_size(bundle: Bundle, floating: Bundle, tmp_path:
     models = [made.path / CAMERA for made in (bundle, floating)]
     for path, found in zip(models, ask(tmp_path, enlarged(images, 96), models), strict=True):
         own = Classifier(path.with_name(PLAIN))(images)
-        np.testing.assert_allclose(found["scores"], own, atol=1 / 256 + 1e-6)
+        bound = furthest(path, steps=1) + 1e-6
+        np.testing.assert_allclose(found["scores"], own, atol=bound)
 
 
 @pytest.fixture(scope="module")

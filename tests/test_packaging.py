@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from importlib import metadata
@@ -35,12 +36,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def closure(own: metadata.Distribution, wanted: list[str]) -> list[metadata.Distribution]:
-    """Return the distributions that `wanted` and all that they require come from."""
+    """Return the distributions that `wanted` and all that they require come from.
+
+    They are pip's alone: Ray puts a folder of its own packages, psutil's among them, on `sys.path`.
+    """
+    place = [sysconfig.get_path("purelib")]
     pending, found, seen = [Requirement(text) for text in wanted], {}, set()
     while pending:
         requirement = pending.pop()
         name = canonicalize_name(requirement.name)
-        found[name] = own if name == own.name else metadata.distribution(name)
+        (found[name],) = (
+            (own,) if name == own.name else metadata.distributions(name=name, path=place)
+        )
         assert requirement.specifier.contains(found[name].version), requirement
         for extra in {"", *requirement.extras} - {extra for key, extra in seen if key == name}:
             seen.add((name, extra))

@@ -24,6 +24,7 @@ from ghostedge.deploy import deploy, web
 from ghostedge.errors import GhostEdgeError
 from ghostedge.runtime import Classifier
 from tests.deploy.web_fixtures import DESK, PHONE, chromium, needs_chromium, needs_npm, served
+from tests.export_fixtures import furthest
 
 pytestmark = [needs_npm, needs_chromium]
 
@@ -170,10 +171,12 @@ def test_scores_are_the_interpreters(opened: Any, bundle: Bundle, model: Classif
     assert clear.sum() > 30
     assert (steps.argmax(1) == expected.argmax(1))[clear].all()
     assert np.array_equal(first, steps.argmax(1))
-    assert np.abs(steps - expected).max() <= 2
+    bound = furthest(bundle.path / web.MODEL, steps=2)
+    assert np.abs(steps - expected).max() * model.step <= bound
     exact = float((steps == expected).mean())
     print(f"LiteRT.js against LiteRT: {exact:.2%} of {expected.size} scores are exact")
-    # All are, with LiteRT.js 2.5.3, LiteRT 2.1.0 and x86; other kernels may round apart.
+    # With LiteRT.js 2.5.3, LiteRT 2.1.0 and x86 all are, or all but those of one image: the weights that
+    # a CPU trains decide.
     assert exact > 0.9
 
 
