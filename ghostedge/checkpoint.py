@@ -37,8 +37,8 @@ class Checkpoint:
     """The recipe, as `ghostedge train` takes it, the device, the epoch that was best, the seconds; where
     there are any, the teachers and what it started from."""
     data: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Name, fingerprint and number of the training images; how validation was split off, or the
-    fingerprint of images of its own, and that of the test images."""
+    """Name, fingerprint and number of the training images, their lowest and highest pixel; how validation
+    was split off, or the fingerprint of images of its own, and that of the test images."""
     accuracy: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Top-1 by split, with the number of images it was measured on; of shipped weights also what int8
     loses."""

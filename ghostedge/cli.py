@@ -484,7 +484,7 @@ def train(
     if for_ is not None:
         from ghostedge.targets import choose
 
-        if model or width or from_:
+        if model or width is not None or from_:
             raise GhostEdgeError("--for chooses the weights to start from: leave out the others.")
         chosen, why = choose(for_, within, imgsz or 32)
         from_ = chosen.name
@@ -626,7 +626,7 @@ def study(
 
 def _student(model: str | None, width: float | None, from_: str | None) -> tuple[str | None, str]:
     """Return the network to make, None for that of `from_`, and what to name the run after."""
-    if from_ and width:
+    if from_ and width is not None:
         raise GhostEdgeError("--from has its width: leave out --width.")
     if from_ and not model:
         return None, Path(from_).name.removesuffix(".safetensors")

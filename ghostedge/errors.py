@@ -35,6 +35,11 @@ class Paused(GhostEdgeError):
     exit_code = 3
 
 
+def in_a_line(error: BaseException) -> str:
+    """Return the first 200 characters of what an exception says, its line breaks as spaces."""
+    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean ...?`` for the known names close to `word`, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)

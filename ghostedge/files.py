@@ -153,6 +153,11 @@ def _flush(file: Path) -> None:
         os.fsync(handle.fileno())
 
 
+def cache() -> Path:
+    """Return the folder of what can be made again: ghostedge in $XDG_CACHE_HOME, ~/.cache by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ghostedge"
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as handle:

@@ -51,6 +51,11 @@ class PixelContract:
                 f"An image size of {self.size} is outside 24 to 256, which these networks are for."
             )
 
+    def from_default(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return weight and bias, float32 (3,), that make `(pixel - 128) / 64` into what this reads."""
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (STEP / std).astype(np.float32), ((MIDDLE - mean) / std).astype(np.float32)
+
     @classmethod
     def of_unit(cls, size: int, mean: Sequence[float], std: Sequence[float]) -> PixelContract:
         """Return the contract of mean and std as torchvision and timm write them: for pixels in 0-1.
@@ -97,7 +102,7 @@ class PixelContract:
 
 
 def frame_side(size: int) -> int:
-    """Return a side for camera frames that a model of `size` fits: a multiple, 224 or next below it."""
+    """Return a side for camera frames that a model of `size` fits: twice its or more, up to 224."""
     return size * max(2, 224 // size)
 
 

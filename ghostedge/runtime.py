@@ -20,7 +20,7 @@ import numpy as np
 
 from ghostedge import checkpoint
 from ghostedge.bundle import LABELS, is_bundle, label_lines, read_labels, read_manifest
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import GhostEdgeError, in_a_line
 
 
 class Runtime(NamedTuple):
@@ -41,16 +41,13 @@ KERNELS = {"default": "", "reference": ".tflite", "exact": ".onnx"}
 BATCH = 64
 """Images in one run where the model leaves the batch free."""
 
-# The first one whose runtime is installed stands for a bundle. ONNX Runtime's int8 comes last: on
-# x86 without VNNI its sums saturate.
+# The first one whose runtime is installed stands for a bundle. ONNX Runtime's int8 never does: on x86
+# without VNNI its sums saturate, and an fp32 file is always beside it.
 PREFERENCE = (
     ("litert", "int8"),
     ("litert", "mixed"),
     ("litert", "fp32"),
-    ("litert", "fp16"),
     ("onnxruntime", "fp32"),
-    ("onnxruntime", "int8"),
-    ("onnxruntime", "mixed"),
 )
 
 
@@ -240,9 +237,13 @@ class Torch(Backend):
             self.torch.set_num_threads(before)
 
     def result(self) -> np.ndarray:
-        logits = self.logits.numpy()
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        return probabilities(self.logits.numpy())
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of logits (N, classes)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
 
 
 class Classifier:
@@ -323,7 +324,9 @@ class Classifier:
     ) -> list[list[tuple[str, float]]]:
         """Return the `top` labels with their probabilities, best first, for each image.
 
-        Images are picture files, read as the pixel contract says, or arrays as `raw` takes them.
+        Images are picture files, read as the pixel contract says, or arrays as `raw` takes them, in which
+        each of (N, size, size, 3) counts. Raises GhostEdgeError for what cannot be read as an image, and
+        for arrays that `raw` refuses.
         """
         if isinstance(images, (str, os.PathLike)):
             images = [images]
@@ -447,7 +450,7 @@ def _no_classifier(path: Path, ends: list[list[tuple[str, Any]]], image: str) ->
 
 def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
     return GhostEdgeError(
-        f"{runtime} cannot load {path} ({_reason(error)}): it is damaged or no {path.suffix} model; "
+        f"{runtime} cannot load {path} ({in_a_line(error)}): it is damaged or no {path.suffix} model; "
         "export or copy it again."
     )
 
@@ -455,13 +458,9 @@ def _unreadable(path: Path, runtime: str, error: Exception) -> GhostEdgeError:
 def uncomputed(model: str, images: int, error: Exception) -> GhostEdgeError:
     """Return the error for an ONNX model that loads but does not run."""
     return GhostEdgeError(
-        f"{model} does not compute {images} images at once ({_reason(error)}): where it has a fixed batch "
+        f"{model} does not compute {images} images at once ({in_a_line(error)}): where it has a fixed batch "
         "inside, export it again with a free batch axis."
     )
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 _silence = threading.Lock()

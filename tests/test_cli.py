@@ -541,6 +541,7 @@ def test_list_for_a_target(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "drawn", "--for", "pi4", "--model", "resnet8"), "leave out"),
         (("train", "drawn", "--for", "desktop", "--within", "0.01"), "the cheapest"),
         (("train", "drawn", "--from", "densestride-1.0x", "--width", "2"), "leave out --width"),
+        (("train", "drawn", "--from", "densestride-1.0x", "--width", "0"), "leave out --width"),
         (("train", "drawn", "-o", "x" * 300), "cannot be used: File name too long"),
         (("train", "x" * 300), "cannot be used: File name too long"),
     ],

@@ -45,7 +45,8 @@ class Operator:
 
     kind: str
     arithmetic: str
-    """"int8", "int16", "float32"; "hybrid" for int8 weights and float32 values; "conversion"."""
+    """"int8", "int16", "float32"; "int32" for what computes shapes, of either kind of file; "hybrid" for
+    int8 weights and float32 values; "conversion"."""
     reads: list[str]
     """Computed tensors only."""
     makes: list[str]
@@ -65,6 +66,7 @@ def audit(path: Path) -> dict[str, Any]:
       to LiteRT's own kernels; both None for .onnx.
     - float_islands: where a file has integer operators, those in float that touch each other:
       {operators, macs, first: name of a tensor, inside: whether integer ones stand on both sides}.
+    - half_weights: whether any are stored as float16.
     - weights: {bytes, layers: [{name, operator, bytes}]}, of the weights as they are stored.
     - macs: multiply-accumulates of one run, in the convolutions and matrix products that the file has.
     - peak_activation_bytes: see `arena`.
@@ -105,7 +107,7 @@ def precision_of(found: dict[str, Any]) -> str:
     in 16 bits, else "fp32".
     """
     kinds = set(found["operators"])
-    if kinds & {"int8", "int16", "int32"} or "hybrid" in kinds:
+    if kinds & {"int8", "int16", "hybrid"}:
         islands = found["float_islands"]
         at_ends = all(not i["inside"] and set(i["operators"]) <= set(ENDS) for i in islands)
         return "int8" if at_ends and not kinds & {"hybrid", "int16"} else "mixed"
@@ -151,6 +153,10 @@ def arena(operators: Sequence[Operator], sizes: dict[str, int], ends: Iterable[s
 def macs(model: Flat, operator: Any) -> int:
     """Return the multiply-accumulates of one operator of a .tflite model, 0 where it has none."""
     kind = _KINDS[model.kind(operator)]
+    if kind == "BATCH_MATMUL":
+        shapes = [model.tensors[t].shape for t in (operator.inputs[0], operator.outputs[0])]
+        shared = shapes[0][-2 if operator.builtinOptions.adjX else -1]
+        return int(shared) * math.prod(int(side) for side in shapes[1])
     if kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"):
         return 0
     weight = math.prod(int(side) for side in model.tensors[operator.inputs[1]].shape)
@@ -283,12 +289,13 @@ def _onnx_macs(node: onnx.NodeProto, tensors: dict[str, Tensor]) -> int:
     kind = node.op_type.removeprefix("Fused").removeprefix("QLinear")
     if kind not in ("Conv", "Gemm", "QGemm", "MatMul"):
         return 0
-    # Where a scale and a zero point stand behind each operand, the kernel is the fourth.
-    weight = tensors[node.input[3 if node.op_type.startswith("Q") else 1]][1]
     output = tensors[node.output[0]][1]
     if kind == "Conv":
+        # Where a scale and a zero point stand behind each operand, the kernel is the fourth.
+        weight = tensors[node.input[3 if node.op_type.startswith("Q") else 1]][1]
         return math.prod(weight) * math.prod(output[2:]) * output[0]
-    return math.prod(weight) * math.prod(output[:-1])
+    turned = any(a.name == "transA" and a.i for a in node.attribute)
+    return int(tensors[node.input[0]][1][-2 if turned else -1]) * math.prod(output)
 
 
 def run_onnx(path: Path) -> tuple[onnx.ModelProto, list[list[Tensor]]]:

@@ -31,7 +31,6 @@ class Parity:
     """Largest difference of log-probability where either probability is above FLOOR."""
     difference: float
     """Largest difference of probability."""
-    mean_difference: float
     top1: float | None = None
     """Accuracy in percent, where the images have labels."""
     drop: float | None = None
@@ -68,7 +67,6 @@ def compare(reference: np.ndarray, found: np.ndarray, images: ImageSet) -> Parit
         agreement=float((found.argmax(1) == reference.argmax(1)).mean()),
         log_difference=float(logs.max()),
         difference=float(apart.max()),
-        mean_difference=float(apart.mean()),
         **figures,
     )
 

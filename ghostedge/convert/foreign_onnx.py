@@ -18,8 +18,8 @@ from ghostedge.convert import to_onnx
 from ghostedge.convert.plan import LARGEST_BATCH
 from ghostedge.convert.rewrites.graph import Graph, attributes
 from ghostedge.convert.to_onnx import IMAGE, PROBABILITIES
-from ghostedge.errors import GhostEdgeError
-from ghostedge.pixels import MIDDLE, STEP, PixelContract
+from ghostedge.errors import GhostEdgeError, in_a_line
+from ghostedge.pixels import PixelContract
 from ghostedge.runtime import uncomputed
 
 LARGEST = 1 << 30
@@ -80,6 +80,8 @@ class OnnxNet:
                 scores = self.session.run(None, {self.input.name: fed})[0]
             except Exception as error:  # ONNX Runtime's error classes share no other base
                 raise uncomputed("The model", len(fed), error) from error
+            if not scores.ndim:  # no classifier's
+                return scores
             found.append(scores[: len(part)])
         return np.concatenate(found)
 
@@ -154,7 +156,7 @@ def read(file: Path, size: int | None) -> OnnxNet:
         return OnnxNet(model, size, channels_last, label_lines(named) if named else None)
     except Exception as error:  # ONNX Runtime's error classes share no other base
         raise GhostEdgeError(
-            f"ONNX Runtime cannot run {file} on {size}x{size} images ({_words(error)}): give another "
+            f"ONNX Runtime cannot run {file} on {size}x{size} images ({in_a_line(error)}): give another "
             "--imgsz, or export it again."
         ) from error
 
@@ -178,7 +180,7 @@ def _load(file: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf, the checker and the file system raise unrelated errors
         raise GhostEdgeError(
-            f"{file} is not a whole ONNX model, or its data is not beside it ({_words(error)}): "
+            f"{file} is not a whole ONNX model, or its data is not beside it ({in_a_line(error)}): "
             "export or copy it again."
         ) from error
     if model.ByteSize() > LARGEST:
@@ -292,7 +294,7 @@ def core(
         model = version_converter.convert_version(graph, opset) if opset != net.opset else graph
     except Exception as error:  # the C++ converter's errors share no base
         raise GhostEdgeError(
-            f"The model cannot be converted from ONNX opset {net.opset} to {opset} ({_words(error)}): "
+            f"The model cannot be converted from ONNX opset {net.opset} to {opset} ({in_a_line(error)}): "
             f"export it again with opset {opset}."
         ) from error
     # Its names cannot be ours then.
@@ -300,10 +302,9 @@ def core(
     first, last = model.graph.input[0].name, model.graph.output[0].name
     front, name = [], IMAGE
     if not pixels.is_default:
-        mean, std = np.array(pixels.mean), np.array(pixels.std)
-        weight = (STEP / std).astype(np.float32).reshape(3, 1, 1, 1)
-        bias = ((MIDDLE - mean) / std).astype(np.float32)
-        for key, value in (("reading/weight", weight), ("reading/bias", bias)):
+        weight, bias = pixels.from_default()
+        values = (("reading/weight", weight.reshape(3, 1, 1, 1)), ("reading/bias", bias))
+        for key, value in values:
             model.graph.initializer.append(numpy_helper.from_array(value, key))
         inputs = [name, "reading/weight", "reading/bias"]
         front.append(helper.make_node("Conv", inputs, ["read"], "reading", group=3))
@@ -344,7 +345,9 @@ def _free_batch(model: onnx.ModelProto, batch: int | None) -> None:
     view = Graph(model)
     for node in view.nodes("Reshape"):
         shape = view.constant(node.input[1])
-        if shape is not None and shape[0] == batch and not attributes(node).get("allowzero", 0):
+        if shape is None or not shape.size:  # none for a scalar
+            continue
+        if shape[0] == batch and not attributes(node).get("allowzero", 0):
             node.input[1] = view.new_constant(f"{node.input[1]}/free", np.array([0, *shape[1:]]))
     image = model.graph.input[0]
     sides = [d.dim_value for d in image.type.tensor_type.shape.dim]
@@ -353,7 +356,7 @@ def _free_batch(model: onnx.ModelProto, batch: int | None) -> None:
         session.run(None, {image.name: np.zeros((batch + 1, *sides[1:]), np.float32)})
     except Exception as error:  # ONNX Runtime's error classes share no other base
         raise GhostEdgeError(
-            f"The model computes with a fixed batch of {batch} inside ({_words(error)}): export it again "
+            f"The model computes with a fixed batch of {batch} inside ({in_a_line(error)}): export it again "
             "with a free batch axis."
         ) from error
 
@@ -386,6 +389,10 @@ def count(model: onnx.ModelProto) -> dict[str, int]:
     for node in model.graph.node:
         shape = view.shape(node.output[0]) or ()
         outputs = math.prod(side or 1 for side in shape)
+        if node.op_type == "MatMul":  # of two computed tensors too, as in attention
+            left = view.constants.get(node.input[0])
+            sides = view.shape(node.input[0]) if left is None else left.dims
+            macs += outputs * ((sides or (1,))[-1] or 1)
         if len(node.input) < 2 or node.input[1] not in view.constants:
             continue
         weight = view.constants[node.input[1]].dims
@@ -393,8 +400,6 @@ def count(model: onnx.ModelProto) -> dict[str, int]:
             macs += outputs * math.prod(weight[1:])
         elif node.op_type == "Gemm":
             macs += outputs * weight[attributes(node).get("transB", 0)]
-        elif node.op_type == "MatMul":
-            macs += outputs * weight[max(len(weight) - 2, 0)]
     return {"deployed_parameters": _parameters(model), "macs": macs}
 
 
@@ -428,7 +433,3 @@ def _text(value: onnx.ValueInfoProto) -> str:
     sides = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
     name = TensorProto.DataType.Name(kind.elem_type).lower()
     return f"{name} [{', '.join(map(str, sides))}]"
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(". ") or type(error).__name__

@@ -47,7 +47,7 @@ Say = Callable[[str], None]
 PACKAGES = ("torch", "onnx", "onnxsim", "onnxruntime", "onnx2tf", "tensorflow", "ai-edge-litert")
 
 TOLERANCES = {
-    # (precision, kernels): allowed difference when a bundle is verified, and its unit. Reference
+    # (runtime, precision, kernels): allowed difference when a bundle is verified, and its unit. Reference
     # kernels give the same bytes on every machine; XNNPACK's int8 kernels differ by one step
     # between CPUs, and ONNX Runtime's by more, as they saturate on CPUs without VNNI.
     ("litert", "int8", "reference"): (0, "step"),
@@ -64,7 +64,7 @@ NOISE_IMAGES, TIMED_RUNS = 64, 50
 
 
 class Bundle(os.PathLike[str]):
-    """A finished export: a path that knows what was measured."""
+    """A finished export: a path that knows what was measured. manifest: its manifest.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

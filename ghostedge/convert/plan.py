@@ -86,6 +86,8 @@ class Plan:
         _within("--calib-samples", self.calib_samples, 1, 100_000)
         _within("--check-samples", self.check_samples, 1, 10_000_000)
         _within("--qat", self.qat, 0, 1000)
+        if self.qat and not self.int8:
+            raise GhostEdgeError("--qat repairs int8 models: add --int8.")
         if self.qat and self.data is None:
             raise GhostEdgeError("--qat trains on images of yours: name them with --data.")
         _within("--seed", self.seed, 0, 2**32 - 1)

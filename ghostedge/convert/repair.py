@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,8 +28,8 @@ from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.plan import Limits
 from ghostedge.convert.ranges import Ranges, observe, visit
 from ghostedge.convert.rewrites.flat import Flat
-from ghostedge.errors import CheckFailed, GhostEdgeError
-from ghostedge.files import atomic_file
+from ghostedge.errors import CheckFailed, GhostEdgeError, in_a_line
+from ghostedge.files import atomic_file, cache
 from ghostedge.latency.runner import machine, saturates
 from ghostedge.latency.timing import bench
 
@@ -79,9 +78,8 @@ def _check(graph: Graph, core: onnx.ModelProto, images: torch.Tensor) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
     # What an operation's unknown form ends in is any of them.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise GhostEdgeError(
-            f"The corrections of int8 do not compute what this network does ({reason})."
+            f"The corrections of int8 do not compute what this network does ({in_a_line(error)})."
         ) from error
 
 
@@ -380,8 +378,7 @@ def cached(
         digest.update(Path(str(module.__file__)).read_bytes())
     for part in content:
         digest.update(len(part).to_bytes(8, "big") + part)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    file = root / "ghostedge" / f"{kind}-{digest.hexdigest()}.npz"
+    file = cache() / f"{kind}-{digest.hexdigest()}.npz"
     try:
         with file.open("rb") as handle, np.load(handle) as stored:
             return {name: stored[name] for name in stored.files}

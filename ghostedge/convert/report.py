@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ghostedge import markdown
 from ghostedge.bundle import GOLDEN, REPORTS
+from ghostedge.latency.runner import called
 
 if TYPE_CHECKING:
     from ghostedge.evaluate import Evaluation
@@ -148,6 +149,7 @@ def write_reports(
         "audit_note": AUDIT_NOTE,
         "golden_png": _contact_sheet(folder),
         "markdown": markdown.table,
+        "called": called,
     }
     for name in REPORTS:
         text = environment.get_template(f"{name}.jinja").render(facts)

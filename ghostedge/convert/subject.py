@@ -27,6 +27,7 @@ from ghostedge.models import fold, profile
 from ghostedge.models.reparam import RepConv
 from ghostedge.models.synthetic import noise, synthesize
 from ghostedge.pixels import IMAGENET, PixelContract
+from ghostedge.runtime import probabilities
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -190,8 +191,14 @@ def _from_module(plan: Plan, module: nn.Module) -> Subject:
             f"A {plan.model} does not say what images it takes: give their size, imgsz=32."
         )
     pixels = _reading(plan, plan.imgsz)
-    # A copy: eval mode, device and the fold must not reach the caller's net.
-    net = copy.deepcopy(module).cpu().float().eval()
+    try:
+        # A copy: eval mode, device and the fold must not reach the caller's net.
+        net = copy.deepcopy(module).cpu().float().eval()
+    except Exception as error:  # of the caller's code, and of torch's older weight_norm
+        raise GhostEdgeError(
+            f"{plan.model} cannot be copied ({type(error).__name__}: {_first_line(error)}): take out what "
+            "it names, such as torch.nn.utils.weight_norm (remove_weight_norm does)."
+        ) from error
     folded = fold(net)
     probes = pixels.normalize(noise(pixels.size)[:PROBES]).transpose(0, 3, 1, 2)
     try:
@@ -207,7 +214,7 @@ def _from_module(plan: Plan, module: nn.Module) -> Subject:
             f"{plan.model} gives a {type(found).__name__} and no tensor (batch, classes): wrap it in a "
             "module that returns the scores alone."
         )
-    softmax = _is_softmax(plan.model, found.numpy())
+    softmax = _is_softmax(plan.model, found.float().numpy())
     labels = _labels(plan, found.shape[1])
 
     def core(opset: int) -> onnx.ModelProto:
@@ -276,7 +283,7 @@ def _from_onnx(plan: Plan) -> Subject:
 
     def run(images: np.ndarray, reading: PixelContract) -> np.ndarray:
         found = net.run(reading.normalize(images))
-        return found if softmax else _softmax(found)
+        return found if softmax else probabilities(found)
 
     counts = foreign_onnx.count(to_onnx.simplified(core(plan.opset), 1))
     return Subject(
@@ -333,11 +340,6 @@ def _is_softmax(name: str, scores: np.ndarray) -> bool:
     return bool(scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() < 1e-3)
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
 def _probabilities(
     net: nn.Module, pixels: PixelContract, images: np.ndarray, softmax: bool = False
 ) -> np.ndarray:
@@ -346,7 +348,7 @@ def _probabilities(
         for start in range(0, len(images), 100):
             values = pixels.normalize(images[start : start + 100]).transpose(0, 3, 1, 2)
             batch = torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
-            scores = net(batch)
+            scores = net(batch).float()
             outputs.append((scores if softmax else scores.softmax(1)).numpy())
     return np.concatenate(outputs)
 

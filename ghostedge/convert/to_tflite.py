@@ -73,7 +73,7 @@ def _run(folder: Path, wanted: Sequence[str]) -> None:
         words = [line for line in done.stdout.splitlines() if line.strip()] or ["no message"]
         raise GhostEdgeError(
             f"The TFLite conversion failed with code {done.returncode}: {words[-1]}. "
-            "`ghostedge doctor` shows whether the installed versions fit together."
+            "`ghostedge doctor` shows the installed versions."
         )
 
 

@@ -78,7 +78,7 @@ def observe(graph: Graph, images: Tensor, inner: float = 1.0) -> Ranges:
     return ranges
 
 
-def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
+def equalize(graph: Graph, images: Tensor) -> None:
     """Scale channels, in place, so that those of a tensor span like ranges; the function is the same.
 
     Cross-layer equalisation (Nagel et al. 2019), balanced between activations and weights as in
@@ -115,7 +115,7 @@ def equalize(graph: Graph, images: Tensor, strength: float = STRENGTH) -> None:
             np.maximum.at(weights, inputs, share.numpy())
             dense[inputs] = True
     weights = np.where(weights > FLOOR, weights, 1)
-    scales = np.where(dense, weights ** (1 - strength) / activations**strength, 1 / activations)
+    scales = np.where(dense, weights ** (1 - STRENGTH) / activations**STRENGTH, 1 / activations)
     dead = dense & (tensors == 0)
     alive = dense & ~dead
     if alive.any():

@@ -427,10 +427,14 @@ def _files(
     above = (*above, os.path.realpath(folder))
     for entry in _entries(folder):
         name = f"{below}{_nfc(entry.name)}"
-        if entry.is_file():
+        try:
+            is_file, is_folder = entry.is_file(), entry.is_dir()
+        except OSError:  # a link to itself
+            is_file = is_folder = False
+        if is_file:
             if Path(name).suffix.casefold() not in _NOTES:
                 yield name, entry.path
-        elif entry.is_dir() and os.path.realpath(entry.path) not in above:
+        elif is_folder and os.path.realpath(entry.path) not in above:
             yield from _files(entry.path, skipped, f"{name}/", above)
         else:
             skipped.append((entry.path, "a link that leads nowhere, or no ordinary file"))

@@ -194,6 +194,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         expect(record["format"] == FORMAT, f"its format is {record['format']}")
         expect(isinstance(record["target"], str), "target")
         expect({"name", "sha256", "path"} == set(record["bundle"]), "bundle")
+        expect(all(isinstance(value, str) for value in record["bundle"].values()), "bundle")
         for path, entry in record["files"].items():
             inside = PurePosixPath(path)
             expect(not inside.is_absolute() and ".." not in inside.parts, f"{path} lies outside")
@@ -231,7 +232,6 @@ class Deployed:
     bundle: the one that was compared with, None where it is not at its old place.
     """
 
-    folder: Path
     target: str
     name: str
     yours: list[str]
@@ -273,4 +273,4 @@ def verify_deployed(
             f"{folder} was made of another bundle than the one that is now at {found}: run "
             f"`ghostedge deploy {record['target']} {found} -o {folder}` to bring it up to date."
         )
-    return Deployed(folder, record["target"], made_from["name"], yours, found)
+    return Deployed(record["target"], made_from["name"], yours, found)

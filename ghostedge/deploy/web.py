@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from ghostedge.bundle import SEAL
 from ghostedge.deploy.target import Filled, Handover, Need, Target, templates
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import atomic_write
+from ghostedge.files import atomic_write, cache
 
 MODEL = "model_int8.tflite"
 RUNTIME = "@litertjs/core"
@@ -64,8 +63,7 @@ def package(name: str) -> bytes:
     """
     locked = _locked(name)
     file = f"{name.strip('@').replace('/', '-')}-{locked['version']}.tgz"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kept = root / "ghostedge" / "npm" / file
+    kept = cache() / "npm" / file
     if kept.is_file() and _integrity(kept.read_bytes()) == locked["integrity"]:
         return kept.read_bytes()
     npm = shutil.which("npm")

@@ -153,7 +153,7 @@ def compare(results: Sequence[Result]) -> Table:
     rows = []
     for line in lines:
         first = next(row for row in line if row is not None)
-        cells = [first["model"], str(first["threads"])]
+        cells = [runner.called(first), str(first["threads"])]
         for column, row in enumerate(line):
             cells.append("" if row is None else f"{row['median']:.3f} ms")
             if column:

@@ -571,12 +571,17 @@ def state_warnings(before: dict[str, Any], after: dict[str, Any], cores: int) ->
     return found
 
 
+def called(row: dict[str, Any]) -> str:
+    """Return what a row's model is called, with the images of one invoke where they are several."""
+    return f"{row['model']} ({row['batch']} images)" if row["batch"] > 1 else str(row["model"])
+
+
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return (title, heading, rows) of the latencies, and of what else a model costs, as text."""
     latency, cost = [], []
     for row in result["rows"]:
         spread = 50 * (row["high"] - row["low"]) / row["median"]
-        name = [row["model"], str(row["threads"])]
+        name = [called(row), str(row["threads"])]
         ratio = f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
         times = [f"{row[key]:.3f}" for key in ("p90", "p99", "min")]
         latency.append(

@@ -35,8 +35,9 @@ def bench(
     models, against: files, names of shipped weights, or bundles, of which every artefact is timed
     whose runtime is installed; those of `against` come first, and each model is compared with the
     one of its file name among them. on: a board's ssh name; None is this machine. runtimes: of
-    `RUNTIMES`, all by default. Returns one of the "results" in bench.schema.json. Raises
-    GhostEdgeError for what cannot be timed or reached.
+    `RUNTIMES`, all by default. threads: each number is a row of its own. runs: rounds, made up to a multiple
+    of five. say: is given a line for each step. Returns one of the "results" in bench.schema.json, times
+    in ms. Raises GhostEdgeError for what cannot be timed or reached.
     """
     if runs < 1 or not threads or min(threads) < 1:
         raise GhostEdgeError("A bench needs at least one run and one thread.")
@@ -50,6 +51,8 @@ def bench(
     base = [file for model in against for file in _files(model, chosen, on)]
     files = base + [f for model in models for f in _files(model, chosen, on) if f not in base]
     if len(files) == len(base):
+        if any(_files(model, chosen, on) for model in models):
+            raise GhostEdgeError("Every model is one of --against: name another one to time.")
         remedy = (
             f"name one that runs on {' or '.join(sorted(chosen))}, and whose runtime is installed."
             if on is None

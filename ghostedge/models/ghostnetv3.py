@@ -155,7 +155,8 @@ class GhostNetV3(nn.Module):
 
     Args:
         spec: `SMALL` or `FULL`.
-        width: width multiplier; every channel count goes through `channels(width * value)`.
+        width: width multiplier; every channel count but the head's 1280 goes through
+            `channels(width * value)`.
         stem_stride: 1 for small images, 2 for ImageNet's.
         branches: parallel branches of the ghost modules and strided convs in training form. 1 means
             a single conv+BN each, without scale and skip branches: the same deployed net, trained

@@ -94,12 +94,16 @@ def train(
     once, at the end.
 
     Args:
+        data: a folder of images or the name of a set. output: a folder that is new or `resume`s.
         model: a network's name; ghostnetv3-small-1.0x by default, or what `from_` holds.
         imgsz: 32 by default, or what `from_` was trained with.
         branches: parallel ones, of networks that have them. post_norm: of GhostNetV3's (see there).
         from_: a checkpoint to start from. Its last layer is made anew where the classes differ.
         pretrained: start from torchvision's ImageNet weights, which are downloaded.
         distillation: teachers, and what to take from them.
+        recipe: how, `Recipe()` by default.
+        device: as torch names it, "cpu" or "cuda". download: fetch the named set where it is not there.
+        licence: of the weights, kept in their card. console: where to report, stderr by default.
         compile: one of `COMPILE`; by default "default" on GPUs and off on CPUs. Always off for
             AMTML-KD, whose hooks compiled code would not run.
         budget: seconds after which to stop, so that `resume` goes on from there.

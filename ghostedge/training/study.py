@@ -47,6 +47,10 @@ else:
 State = tuple[Literal["done", "paused", "failed", "waiting"], str]
 """Of a run, with the reason where it is not done."""
 Row = dict[str, Any]
+RESULT = frozenset(
+    "arm inputs network size classes accuracy seconds device versions deployed_parameters macs".split()
+)
+"""What is read of a run's result.json."""
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t for two-sided 95% intervals of 2 to 11 values; the last one is too wide for more."""
 
@@ -106,7 +110,9 @@ class Job:
         Raises GhostEdgeError where it is of another definition, other images or teachers.
         """
         result = _stored(self.folder / "result.json")
-        if not {"arm", "inputs"} <= result.keys():
+        if not result.keys() >= RESULT or not all(
+            isinstance(result[key], dict) for key in ("arm", "inputs", "accuracy", "versions")
+        ):
             return None
         inputs = {
             **sets.fingerprints,

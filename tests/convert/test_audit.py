@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ghostedge.convert import Bundle
+from ghostedge.convert import Bundle, foreign_onnx, to_onnx
 from ghostedge.convert.audit import Operator, arena, audit, kind_of, precision_of
 from ghostedge.convert.noise import signal_to_noise
 from ghostedge.convert.rewrites.flat import OPS, Flat, schema
@@ -49,6 +49,36 @@ def test_a_small_onnx(tmp_path: Path) -> None:
     kinds = found["operators"]["float32"]
     assert kinds.get("Conv", 0) + kinds.get("FusedConv", 0) == 1
     assert found["peak_activation_bytes"] == 4 * (2 * SIZE**2 * 3)  # pixels, and less 128
+
+
+def test_attention_in_float(tmp_path: Path) -> None:
+    """Two computed tensors multiplied count by the side they share."""
+    side, features = 16, 24
+    node = helper.make_node
+    shapes = {
+        "heads": np.array([0, 8, side, features]),
+        "w": np.ones((8 * side * side, len(LABELS)), np.float32),
+    }
+    nodes = [
+        node("Reshape", ["image", "heads"], ["q"]),
+        node("Transpose", ["q"], ["k"], perm=[0, 1, 3, 2]),
+        node("MatMul", ["q", "k"], ["scores"]),
+        node("Flatten", ["scores"], ["flat"]),
+        node("MatMul", ["flat", "w"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(LABELS)])],
+        [numpy_helper.from_array(value, name) for name, value in shapes.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "attention.onnx")
+    found = audit(tmp_path / "attention.onnx")
+    macs = 8 * side * side * (features + len(LABELS))
+    assert found["macs"] == foreign_onnx.count(to_onnx.simplified(model, 1))["macs"] == macs
 
 
 def quantized(path: Path, middle: str | None) -> Path:
@@ -93,6 +123,12 @@ def test_float_inside_a_quantized_file_is_not_called_int8(tmp_path: Path) -> Non
     assert inside["operators"] == {"HardSigmoid": 1}
     assert not any(island["inside"] for island in whole["float_islands"])
     assert mixed["precision"] == "mixed"
+
+
+def test_shapes_are_computed_in_integers_in_float_files_too() -> None:
+    counts = {"float32": {"Conv": 3}, "int32": {"Gather": 1, "Concat": 1}}
+    found = {"operators": counts, "float_islands": [], "half_weights": False}
+    assert precision_of(found) == "fp32"
 
 
 def test_float_at_an_end_is_more_than_the_softmax() -> None:

@@ -263,6 +263,7 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
         ({"camera": 47, "int8": True}, "--camera 47 is outside 48 to 2048"),
         ({"camera": 224}, "--camera makes an int8 TFLite model: add --int8"),
         ({"camera": 224, "int8": True, "format": "onnx"}, "add --int8, and tflite to --format"),
+        ({"qat": 3, "data": "drawn"}, "--qat repairs int8 models: add --int8"),
         ({"half": True, "format": "onnx"}, "--half makes a TFLite model: add tflite to --format"),
     ],
 )

@@ -153,6 +153,23 @@ class Pair(Tiny):
         return y, y
 
 
+class Hooked(Tiny):
+    """What torch cannot copy once it has run: a weight that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(self.conv)
+        self(torch.zeros(1, 3, SIZE, SIZE))
+
+
+class Halved(Tiny):
+    """Scores in bfloat16, which numpy does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).bfloat16()
+
+
 class Map(Tiny):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
@@ -168,6 +185,7 @@ class Map(Tiny):
         (Tiny(), {"labels": ["a", "b"]}, "has 4 classes and 2 labels were given"),
         (Tiny(norm=False), {"int8": True}, r"no BatchNorm .* Give real ones: --data DIR"),
         (Pair(), {}, "gives a tuple and no tensor"),
+        (Hooked(), {}, "Hooked cannot be copied .*remove_weight_norm"),
         (Map(), {}, "is no classifier, which gives .batch, classes. of at least two"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 4)), {}, "cannot take 24x24 RGB images"),
     ],
@@ -348,6 +366,13 @@ def image_output(model: onnx.ModelProto) -> None:
     model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
 
+def scalar_output(model: onnx.ModelProto) -> None:
+    name = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("ReduceSum", [name], ["sum"], keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(helper.make_tensor_value_info("sum", TensorProto.FLOAT, []))
+
+
 def damaged_weight(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
@@ -365,6 +390,7 @@ FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
         (quantized, r"is quantized already \(QuantizeLinear\)"),
         (second_output, "to output0, .*, where one image is to be mapped to one tensor"),
         (image_output, r"gives \[4, 8, 12, 12\] for 4 images and is no classifier"),
+        (scalar_output, r"gives \[\] for 4 images and is no classifier"),
         (damaged_weight, "gives NaN or infinity"),
         (inputs_of(FLOAT, ["n", 3, 24, 32]), "takes images of 24x32 pixels"),
         (inputs_of(FLOAT, ["n", 1, 24, 24]), r"float \[n, 1, 24, 24\], which is no batch of RGB"),

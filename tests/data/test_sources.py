@@ -115,11 +115,13 @@ def test_pictures_outside_classes_and_broken_links_are_counted(tmp_path: Path) -
     fill(tmp_path, "a/1.png", "b/1.png", "stray.png")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "a" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "b" / "pipe.png")
     data = open_data(tmp_path)
     assert data.train and data.train.names == ("a/1.png", "b/1.png")
     assert sorted(name for name, _ in data.skipped) == [
         "a/gone.png",
+        "a/loop",
         "a/up",
         "b/pipe.png",
         "stray.png",

@@ -181,10 +181,12 @@ def test_refused(bundle: Bundle, copy: Path, tmp_path: Path) -> None:
     with pytest.raises(GhostEdgeError, match="`ghostedge deploy` did not make it"):
         deploy("server", bundle, tmp_path / "mine")
     folder = deploy("server", bundle, tmp_path / "out")
-    (folder / RECORD).write_text("{}")
-    for call in (lambda: deploy("server", bundle, folder), lambda: verify_deployed(folder)):
-        with pytest.raises(GhostEdgeError, match=r"deploy\.json is damaged"):
-            call()
+    record = json.loads((folder / RECORD).read_text())
+    for damaged in ({}, {**record, "bundle": {**record["bundle"], "path": 5}}):
+        (folder / RECORD).write_text(json.dumps(damaged))
+        for call in (lambda: deploy("server", bundle, folder), lambda: verify_deployed(folder)):
+            with pytest.raises(GhostEdgeError, match=r"deploy\.json is damaged"):
+                call()
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,8 @@ def test_threads_and_against(bundle: Path, tmp_path: Path) -> None:
     against = [str(other), str(older), str(older), str(other)]  # of the same name, else the first
     assert [row["against"] for row in rows] == 2 * against
     assert [row["verdict"] == "base" for row in rows] == 2 * [True, True, False, False]
+    with pytest.raises(GhostEdgeError, match="Every model is one of --against"):
+        bench([other], against=[other], runs=1)
 
 
 def test_a_bundle_is_timed_whole(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,14 @@ def test_a_run_with_another_teacher_or_other_images_is_not_done(
     require_done(study(file, output, settings=[f"data={images}"]), output)
     stored = output / "runs/pupil/seed-0/result.json"
     whole = stored.read_text()
-    for text in ("", "[]", "{}", '{"arm": {}}', whole[:99]):  # as if it were not done
+    bare = json.dumps({key: json.loads(whole)[key] for key in ("arm", "inputs")})
+    for text in (
+        "",
+        "[]",
+        '{"arm": null, "inputs": {}}',
+        bare,
+        whole[:99],
+    ):  # as if it were not done
         stored.write_text(text)
         (output / "latency.json").write_text(text)
         require_done(study(file, output, settings=[f"data={images}"]), output)
