@@ -214,7 +214,12 @@ def _from_module(plan: Plan, module: nn.Module) -> Subject:
             f"{plan.model} gives a {type(found).__name__} and no tensor (batch, classes): wrap it in a "
             "module that returns the scores alone."
         )
-    softmax = _is_softmax(plan.model, found.float().numpy())
+    if found.dtype != torch.float32:
+        kind = str(found.dtype).removeprefix("torch.")
+        raise GhostEdgeError(
+            f"{plan.model} gives {kind} scores, where float32 are needed: end it in .float()."
+        )
+    softmax = _is_softmax(plan.model, found.numpy())
     labels = _labels(plan, found.shape[1])
 
     def core(opset: int) -> onnx.ModelProto:
@@ -348,7 +353,7 @@ def _probabilities(
         for start in range(0, len(images), 100):
             values = pixels.normalize(images[start : start + 100]).transpose(0, 3, 1, 2)
             batch = torch.from_numpy(values).contiguous(memory_format=torch.channels_last)
-            scores = net(batch).float()
+            scores = net(batch)
             outputs.append((scores if softmax else scores.softmax(1)).numpy())
     return np.concatenate(outputs)
 

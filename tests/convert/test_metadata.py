@@ -115,7 +115,7 @@ def test_every_model_of_a_bundle_tells_its_own_accuracy(
 
 
 def test_what_is_said_without_labelled_images() -> None:
-    parity = Parity(64, 0.984375, 0.1, 0.01, 0.001)
+    parity = Parity(64, 0.984375, 0.1, 0.01)
     stage = Stage("model.onnx", "fp32", {"synthetic": parity})
     bare = accuracy(stage, None, {})
     assert bare == (

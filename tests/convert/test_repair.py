@@ -141,7 +141,7 @@ def test_a_hostile_net_is_repaired_without_images_and_the_attempts_are_listed(
 
 
 def stage(name: str, drop: float, images: int = 500) -> Stage:
-    parity = Parity(images, 0.9, 1.0, 0.1, 0.01, 80.0, drop, 1.2)
+    parity = Parity(images, 0.9, 1.0, 0.1, 80.0, drop, 1.2)
     return Stage(name, "int8", {"validation": parity})
 
 

@@ -185,6 +185,7 @@ class Map(Tiny):
         (Tiny(), {"labels": ["a", "b"]}, "has 4 classes and 2 labels were given"),
         (Tiny(norm=False), {"int8": True}, r"no BatchNorm .* Give real ones: --data DIR"),
         (Pair(), {}, "gives a tuple and no tensor"),
+        (Halved(), {}, "gives bfloat16 scores, where float32 are needed"),
         (Hooked(), {}, "Hooked cannot be copied .*remove_weight_norm"),
         (Map(), {}, "is no classifier, which gives .batch, classes. of at least two"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 4)), {}, "cannot take 24x24 RGB images"),

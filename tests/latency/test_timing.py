@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from ghostedge.errors import GhostEdgeError
-from ghostedge.latency import results, timing
+from ghostedge.latency import results, runner, timing
 from ghostedge.latency.profile import add_profiles
 from ghostedge.latency.timing import bench
 from tests.runtime_fixtures import (
@@ -46,6 +46,12 @@ def test_bench(bundle: Path, tmp_path: Path) -> None:
     assert [row["model"] for row in rows] == list(map(str, models))
     assert [row["runtime"] for row in rows] == ["litert", "onnxruntime", "torch", "litert"]
     assert [row["batch"] for row in rows] == [1, 1, 1, 5]
+    assert [runner.called(row).endswith(" (5 images)") for row in rows] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert [row["partitions"] for row in rows] == [1, None, None, 1]
     assert rows[0]["verdict"] == "base" and rows[2]["verdict"] == "slower"
     assert rows[2]["ratio_low"] > 1  # hundreds of operations against five
