@@ -238,13 +238,8 @@ def test_a_run_with_another_teacher_or_other_images_is_not_done(
     stored = output / "runs/pupil/seed-0/result.json"
     whole = stored.read_text()
     bare = json.dumps({key: json.loads(whole)[key] for key in ("arm", "inputs")})
-    for text in (
-        "",
-        "[]",
-        '{"arm": null, "inputs": {}}',
-        bare,
-        whole[:99],
-    ):  # as if it were not done
+    empty = ("", "[]", "{}", '{"arm": {}}', '{"arm": null, "inputs": {}}')
+    for text in (*empty, bare, whole[:99]):  # as if it were not done
         stored.write_text(text)
         (output / "latency.json").write_text(text)
         require_done(study(file, output, settings=[f"data={images}"]), output)
