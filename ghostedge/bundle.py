@@ -32,7 +32,10 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is a folder with a manifest that this ghostedge reads."""
     try:
         read_manifest(path)
-    except GhostEdgeError:
+    except (
+        GhostEdgeError,
+        OSError,
+    ):  # OSError: what may not be looked at, or is no name of a file here
         return False
     return True
 

@@ -777,26 +777,24 @@ def list_(
     from ghostedge.pixels import PixelContract
 
     with needing("export"):
-        from ghostedge.models import ARCHITECTURES, NETWORKS, create, profile
+        from ghostedge.models import NETWORKS, create, profile, sizes
     PixelContract(imgsz)
     weights = shipped()
     rows = []
-    for name, architecture in ARCHITECTURES.items():
-        for width in architecture.widths or (None,):
-            full = name if width is None else f"{name}-{width}x"
-            arguments = {} if width is None else {"width": width}
-            classes = 1000 if name.endswith("imagenet") else 10
-            counts = profile(create(name, num_classes=classes, **arguments), imgsz)
-            card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
-            rows.append(
-                [
-                    full,
-                    f"{counts.training_parameters:,}",
-                    f"{counts.deployed_parameters:,}",
-                    f"{counts.macs / 1e6:.1f}",
-                    card,
-                ]
-            )
+    for full, name, width in sizes():
+        arguments = {} if width is None else {"width": width}
+        classes = 1000 if name.endswith("imagenet") else 10
+        counts = profile(create(name, num_classes=classes, **arguments), imgsz)
+        card = _accuracy_line(read(weights[full])[0].accuracy) if full in weights else ""
+        rows.append(
+            [
+                full,
+                f"{counts.training_parameters:,}",
+                f"{counts.deployed_parameters:,}",
+                f"{counts.macs / 1e6:.1f}",
+                card,
+            ]
+        )
     heading = [
         "network",
         "parameters, all branches",

@@ -15,7 +15,7 @@ from typing import Any
 from ghostedge.errors import GhostEdgeError
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    import tomllib as tomllib
 else:
     import tomli as tomllib
 
@@ -171,5 +171,5 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return the content of a TOML file; raises GhostEdgeError where it cannot be `what`."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise GhostEdgeError(f"{path} is no {what} ({error}): name a .toml file.") from error

@@ -20,6 +20,10 @@ BASE = "ghostnetv3-small-1.0x"
 """The paper's network, whose cost is the limit where none is given."""
 NEAR = 0.5
 """Points of top-1 that a seed moves a figure by, about: a net so near to the best is as good."""
+UNEQUAL = (
+    f"A seed moves an accuracy by about {NEAR:g} points; some weights had more training or other "
+    "teachers than others (see their cards)."
+)
 
 
 class Target(NamedTuple):
@@ -33,14 +37,15 @@ class Target(NamedTuple):
     """Whether the model's own size is as scarce there as what the figure counts."""
 
 
-_COUNTED = "million instructions of one inference on an emulated {}; a count is not a time"
+_COUNT = "million instructions"
+_COUNTED = "instructions of one inference on an emulated {}; a count is not a time"
 TARGETS = {
     "desktop": Target(
-        "x86", 1, f"x {BASE}", "time of one inference on an x86 CPU with int8 dot products (VNNI)"
+        "x86", 1, f"x {BASE}", "time of one inference on an x86 CPU with int8 dot products"
     ),
-    "pi5": Target("cortex-a76", 1e-6, "M", _COUNTED.format("Cortex-A76")),
-    "pi4": Target("cortex-a72", 1e-6, "M", _COUNTED.format("Cortex-A72")),
-    "zero2w": Target("cortex-a53", 1e-6, "M", _COUNTED.format("Cortex-A53")),
+    "pi5": Target("cortex-a76", 1e-6, _COUNT, _COUNTED.format("Cortex-A76")),
+    "pi4": Target("cortex-a72", 1e-6, _COUNT, _COUNTED.format("Cortex-A72")),
+    "zero2w": Target("cortex-a53", 1e-6, _COUNT, _COUNTED.format("Cortex-A53")),
     "microcontroller": Target(
         "arena", 1e-3, "kB", "RAM that TensorFlow Lite Micro needs beside the model in flash", True
     ),
@@ -115,7 +120,7 @@ def rank(
             if cheapest is None
             else f"No weights cost {within:g} {unit} or less on {target}: the cheapest, {cheapest:.3g}."
         )
-    sources = [f"Cost: {source}.", measured]
+    sources = [f"Cost: {source}.", measured, UNEQUAL]
     if unknown := sorted(tops.keys() - costs.keys()):
         sources.append(f"Left out, as their cost there is not known: {', '.join(unknown)}.")
     return Ranking(choices, unit, sources)
@@ -187,6 +192,9 @@ def _of_table(target: Target, imgsz: int) -> tuple[dict[str, float], str, str]:
         if row["size"] == imgsz and isinstance(figure, (int, float)):
             costs[row["network"]] = figure * target.scale
     kind = f"int8 at {imgsz} pixels, {target.source}"
+    if target.key == "x86":
+        machine = _table()["machines"][str(imgsz)]
+        kind += f", {machine['cpu']} with {', '.join(machine['features'])}"
     return costs, target.unit, f"{kind} ({_table()['command']})"
 
 
@@ -195,30 +203,41 @@ def _of_bench(path: Path, imgsz: int) -> tuple[dict[str, float], str, str]:
     from ghostedge.latency import results, runner
 
     found = results.read(path)
-    machines = sorted({result["name"] for result in found})
+    machines = sorted({_machine(result) for result in found})
     if len(machines) > 1:
         raise GhostEdgeError(
             f"{path} has the times of {' and '.join(machines)}: name a file of one of them."
         )
-    rows = [
+    quantized = [
         row
         for result in found
         for row in result["rows"]
-        if row["precision"] in runner.QUANTIZED and (row["batch"], row["imgsz"]) == (1, imgsz)
+        if row["precision"] in runner.QUANTIZED and row["batch"] == 1 and _network(row)
     ]
+    rows = [row for row in quantized if row["imgsz"] == imgsz]
     threads = min((row["threads"] for row in rows), default=1)
     costs: dict[str, float] = {}
     for row in (row for row in rows if row["threads"] == threads):
-        name = _network(row)
-        if name is not None:
-            costs[name] = min(row["median"], costs.get(name, row["median"]))
+        name = str(_network(row))
+        costs[name] = min(row["median"], costs.get(name, row["median"]))
     if not costs:
+        sizes = " and ".join(str(size) for size in sorted({row["imgsz"] for row in quantized}))
         raise GhostEdgeError(
-            f"{path} has no int8 model of a known network at {imgsz} pixels: export some with --int8, "
-            "keep the names of their folders, and bench those."
+            f"{path} has no int8 model of a known network at {imgsz} pixels"
+            + (
+                f", only at {sizes}: name such a size with --imgsz."
+                if sizes
+                else ": export some with --int8, keep the names of their folders, and bench those."
+            )
         )
     kind = f"int8 at {imgsz} pixels, median of one inference with {threads} thread{'s' * (threads > 1)}"
-    return costs, "ms", f"{kind} on {machines[0]} ({path})"
+    return costs, "ms", f"{kind} on {found[0]['name']} ({path})"
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    """Return a machine's name with its CPU: two may have been given one name."""
+    of = result["machine"]
+    return f"{result['name']} ({', '.join([of['cpu'], of['architecture'], *of['features']])})"
 
 
 def _network(row: Mapping[str, Any]) -> str | None:
@@ -236,7 +255,7 @@ def _network(row: Mapping[str, Any]) -> str | None:
         name
         for part in (file.stem, *reversed(file.parts[:-1]))
         for name in names
-        if re.search(rf"(?<![a-z0-9.]){re.escape(name)}(?![a-z0-9.])", part)
+        if re.search(rf"(?<![a-z0-9.]){re.escape(name)}(?![a-z0-9])(?!\.\d)", part, re.IGNORECASE)
     )
     return next(called, None)
 

@@ -205,6 +205,16 @@ def free_size(model: Path) -> Path:
     return model
 
 
+class Malicious:
+    """Its pickle creates a folder where it is loaded."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.victim),)
+
+
 def rewrite_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a manifest with the hashes that the files have now."""
     for name, entry in {**manifest["artefacts"], **manifest["files"]}.items():

@@ -29,7 +29,7 @@ from ghostedge.models import create
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
 from tests.models import reference_forward as reference
-from tests.runtime_fixtures import write_onnx, write_tflite
+from tests.runtime_fixtures import Malicious, write_onnx, write_tflite
 
 SIZE = 24
 ARGUMENTS = {"num_classes": 4, "width": 0.1, "branches": 1}
@@ -199,16 +199,6 @@ def test_checkpoint_with_nan(refuse: Refuse, tmp_path: Path, picture: Path) -> N
     broken = write(tmp_path / "net.safetensors", **{"head.bias": np.full(1280, np.nan, np.float32)})
     for command in (("export", broken, "--int8"), ("predict", broken, picture), ("info", broken)):
         assert "the tensor head.bias holds NaN or infinity" in refuse(*command)
-
-
-class Malicious:
-    """Its pickle creates a folder where it is loaded."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.victim),)
 
 
 def test_pickle_that_would_run_code(refuse: Refuse, tmp_path: Path, picture: Path) -> None:

@@ -19,7 +19,7 @@ from ghostedge.convert import Bundle
 from ghostedge.errors import GhostEdgeError
 from ghostedge.latency import results
 from ghostedge.latency.timing import bench
-from ghostedge.models import ARCHITECTURES
+from ghostedge.models import sizes
 from ghostedge.pixels import PixelContract
 from ghostedge.targets import NEAR, TARGETS, choose, rank
 from ghostedge.training import Recipe
@@ -51,7 +51,9 @@ def costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if network != "mobilenetv2-0.5x":
             rows.append(row | {"precision": "int8", "size": 96, "bytes": size - 1000})
     file = tmp_path / "costs.json"
-    file.write_text(json.dumps({"command": "made up", "rows": rows}))
+    machine = {"cpu": "a CPU", "features": ["avx512_vnni"]}
+    machines = {"32": machine, "96": machine}
+    file.write_text(json.dumps({"command": "made up", "machines": machines, "rows": rows}))
     monkeypatch.setattr(targets, "COSTS", file)
     targets._table.cache_clear()
     yield
@@ -208,7 +210,7 @@ def test_what_nothing_beats_is_marked_and_sources_are_named(
     found = rank("desktop", weights=weights)
     best = [choice.name for choice in found.choices if choice.best]
     assert best == ["resnet20", "resnet8"]
-    assert "made up" in found.sources[0]
+    assert "made up" in found.sources[0] and "a CPU with avx512_vnni" in found.sources[0]
     assert "500 test images of figures (12345678) at 32 pixels" in found.sources[1]
 
 
@@ -279,7 +281,7 @@ def test_a_target_of_ones_own_board(
         ("ghostnetv3-small-1.0x", 4.0, False),
     ]
     assert "at 32 pixels" in found.sources[0] and "with 1 thread on my board" in found.sources[0]
-    with pytest.raises(GhostEdgeError, match="no int8 model of a known network at 96 pixels"):
+    with pytest.raises(GhostEdgeError, match=r"known network at 96 pixels, only at 32: .*--imgsz"):
         rank(str(file), imgsz=96, weights=weights)
 
     monkeypatch.setattr(targets.checkpoint, "shipped", lambda: weights)
@@ -291,7 +293,12 @@ def test_a_target_of_ones_own_board(
     assert choose(str(file), within=2)[0].name == "resnet8"
 
     results.write([board(timed, **TIMES), board(timed, name="another", **TIMES)], file)
-    with pytest.raises(GhostEdgeError, match="another and my board"):
+    with pytest.raises(GhostEdgeError, match=r"of another \(.*\) and my board \("):
+        rank(str(file), weights=weights)
+    other = board(timed, **TIMES)
+    other["machine"] = {**other["machine"], "features": []}
+    results.write([board(timed, **TIMES), other], file)
+    with pytest.raises(GhostEdgeError, match=r"of my board \(.*\) and my board \("):
         rank(str(file), weights=weights)
 
 
@@ -360,6 +367,9 @@ def test_a_file_by_the_name_of_its_network(
     result = board(timed, **TIMES)
     for row, net in zip(result["rows"], TIMES, strict=True):
         row["model"] = f"/home/mobilenetv2-0.5x/{net}.tflite"
+    result["rows"][0]["model"] = (
+        f"/{'a' * 300}/ResNet20.int8.tflite"  # a folder that cannot be here
+    )
     file = tmp_path / "board.json"
     results.write([result], file)
     found = rank(str(file), weights=weights)
@@ -434,12 +444,7 @@ def test_the_cheapest_near_the_best_is_chosen(
 
 def test_the_real_table_holds_every_registered_network() -> None:
     rows = json.loads(targets.COSTS.read_text())["rows"]
-    registered = {
-        name if width is None else f"{name}-{width}x"
-        for name, entry in ARCHITECTURES.items()
-        for width in entry.widths or (None,)
-        if not name.endswith("imagenet")
-    }
+    registered = {name for name, family, _ in sizes() if not family.endswith("imagenet")}
     assert {row["network"] for row in rows if row["size"] == 32} == registered
     keys = {(row["network"], row["size"], row["precision"]) for row in rows}
     assert keys == set(itertools.product(registered, (32, 96), ("int8", "fp32")))

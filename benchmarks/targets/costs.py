@@ -35,10 +35,11 @@ from ghostedge import markdown
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.audit import audit
 from ghostedge.convert.ranges import observe
+from ghostedge.deploy.microcontroller import TESTED
 from ghostedge.files import atomic_write
 from ghostedge.latency.runner import DOT_PRODUCTS, machine
 from ghostedge.latency.timing import bench
-from ghostedge.models import ARCHITECTURES, create, fold, profile
+from ghostedge.models import create, fold, profile, sizes
 from ghostedge.models.synthetic import noise
 from ghostedge.pixels import PixelContract
 from ghostedge.targets import BASE
@@ -50,7 +51,7 @@ emulator = importlib.import_module("emulator")
 TABLE = HERE.parents[1] / "ghostedge" / "costs.json"
 COMMAND = "python benchmarks/targets/costs.py FOLDER"
 TFLM = HERE.parents[1] / ".venv-tflm" / "bin" / "python"
-VERSIONS = {**emulator.versions(), "tflite-micro": "0.dev20261023182759"}
+VERSIONS = {**emulator.versions(), "tflite-micro": TESTED}
 COUNTED = ("ai-edge-litert", "tflite-micro")
 """Whose kernels are counted."""
 SIZES = (32, 96)
@@ -67,11 +68,8 @@ runtime.Interpreter.from_bytes(model, arena_size=16_000_000).print_allocations()
 
 
 def networks() -> Iterator[tuple[str, str, float | None]]:
-    """Yield (name, architecture, width) of all but ImageNet's form, which is not for small images."""
-    for name, entry in ARCHITECTURES.items():
-        if not name.endswith("imagenet"):
-            for width in entry.widths or (None,):
-                yield name if width is None else f"{name}-{width}x", name, width
+    """Return (name, architecture, width) of all but ImageNet's form, which is not for small images."""
+    return (size for size in sizes() if not size[1].endswith("imagenet"))
 
 
 def build(architecture: str, width: float | None) -> nn.Module:

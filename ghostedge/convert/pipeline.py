@@ -563,6 +563,8 @@ class _Export:
         return arrays, expected
 
     def describe(self, name: str) -> dict[str, Any]:
+        from ghostedge.runtime import Classifier
+
         path = self.folder / name
         classes = len(self.labels)
         size = self.plan.camera if name == CAMERA else self.pixels.size
@@ -571,7 +573,8 @@ class _Export:
         output: dict[str, Any] = {"shape": [None if onnx else self.plan.batch, classes]}
         output["dtype"] = dtype
         if dtype != "float32":
-            output |= {"scale": 1 / 256, "zero_point": 0 if dtype == "uint8" else -128}
+            model = Classifier(path).backend
+            output |= {"scale": model.step, "zero_point": model.zero_point}
         image = [3, size, size] if onnx else [size, size, 3]
         return {
             "sha256": sha256(path),

@@ -91,9 +91,9 @@ def quantize(model: bytes, ranges: Ranges, io: str, in_float: Collection[str] = 
         in_float: names of tensors whose op stays in float.
 
     The int8 input is the pixel minus 128, exactly, and a (pixel - 128) / 64 at the model's front
-    is gone but for io "float32", where it is exact in int8. Sigmoid and softmax have scale 1/256. No
-    QUANTIZE is inside but next to ops in float, and where a sigmoid is concatenated with something else.
-    The same arguments give the same bytes.
+    is gone but for io "float32", where it is exact in int8. Sigmoid, softmax and the output have scale
+    1/256. No QUANTIZE is inside but next to ops in float, and where a sigmoid is concatenated with
+    something else. The same arguments give the same bytes.
 
     Raises GhostEdgeError for a model that is quantized already, for a tensor without a range, and for
     an unknown name in `in_float`.
@@ -109,7 +109,9 @@ class _Quantizer:
     def __init__(self, flat: Flat, ranges: Ranges, io: str, in_float: Collection[str]) -> None:
         self.flat, self.ranges, self.io = flat, ranges, io
         (self.image,), (self.scores,) = flat.graph.inputs, flat.graph.outputs
-        self.fixed: dict[int, Affine] = {}
+        self.fixed: dict[int, Affine] = {
+            self.scores: FIXED[OPS.SOFTMAX]
+        }  # whatever op ends in them
         self.normalization(keep=io == "float32")
         for op in flat.operators(OPS.HARD_SWISH):
             if flat.name(op.outputs[0]) not in in_float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ghostedge.checkpoint import MOST_BRANCHES
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models.densestride import INVERTED, RESIDUAL, DenseStride
 from ghostedge.models.ghostnetv3 import FULL, SMALL, GhostNetV3
@@ -32,6 +33,7 @@ __all__ = [
     "fold",
     "parse_name",
     "profile",
+    "sizes",
 ]
 
 
@@ -103,6 +105,13 @@ NETWORKS = ChainMap(TEACHERS, ARCHITECTURES)
 """All of them, `ARCHITECTURES` first."""
 
 
+def sizes() -> Iterator[tuple[str, str, float | None]]:
+    """Yield (name, architecture, width) of all in `ARCHITECTURES`; None for one without widths."""
+    for name, entry in ARCHITECTURES.items():
+        for width in entry.widths or (None,):
+            yield name if width is None else f"{name}-{width}x", name, width
+
+
 def architecture(name: str) -> Architecture:
     """Return the entry of a family in `ARCHITECTURES` or `TEACHERS`; raises as `parse_name`."""
     return NETWORKS[parse_name(name)[0]]
@@ -116,8 +125,7 @@ def parse_name(name: str) -> tuple[str, float]:
     match = re.fullmatch(r"(?P<architecture>.+?)(?:-(?P<width>\d+(?:\.\d+)?)x)?", name)
     architecture = match["architecture"] if match else name
     if match is None or architecture not in NETWORKS:
-        known = [*ARCHITECTURES, *(f"{a}-{w}x" for a, e in ARCHITECTURES.items() for w in e.widths)]
-        known += TEACHERS
+        known = {*NETWORKS, *(full for full, *_ in sizes())}
         raise GhostEdgeError(
             f"There is no network called {name!r}.{nearest(name, known)} "
             "`ghostedge list` shows all; any width can follow, as in ghostnetv3-small-1.7x."
@@ -136,8 +144,10 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
     if architecture not in NETWORKS:
         name, width = parse_name(architecture)
         raise GhostEdgeError(f"The width of {architecture} is an argument: {name}, width={width}.")
-    if arguments.get("branches", 1) < 1:
-        raise GhostEdgeError(f"A conv has one branch or more, not {arguments['branches']}.")
+    if not 1 <= arguments.get("branches", 1) <= MOST_BRANCHES:
+        raise GhostEdgeError(
+            f"A conv has 1 to {MOST_BRANCHES} branches, not {arguments['branches']}."
+        )
     width = arguments.get("width", 1.0)
     if not 0.1 <= width <= 8:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")

@@ -9,7 +9,8 @@ instructions on A72 / A76 (benchmarks/targets has the table, and all accuracies 
   that strides expands at the larger size.
 - Three halvings: wider blocks at 8x8 instead of those at 4x4 cost 0.36, 4.11 / 1.69. The stem has none of
   them; one that strides, and the cost put into 16x16, is dearer on x86 (0.37, 3.65 / 1.65).
-- Expansion by 2 and depthwise 3x3 kernels. 5x5 at 8x8 and 4x4: 0.32, 3.38 / 1.44.
+- Expansion by 2, at 4x4 by 3, where it is nearly free, and depthwise 3x3 kernels. 5x5 at 8x8 and 4x4:
+  0.32, 3.38 / 1.44.
 - Squeeze-excitation at 4x4 only, where it costs little: 0.29, 3.21 / 1.27.
 - Dense residual blocks from 18 MMACs on: 0.39, 5.68 / 1.84 for the validation accuracy that inverted ones
   have at 0.54, 6.29 / 2.39 (82.8% and 82.7% after 10 epochs). At half of that inverted ones are better:

@@ -207,11 +207,11 @@ class AMTML(Strategy):
     """Adaptive multi-teacher multi-level KD (arXiv 2103.04062).
 
     Each teacher has a latent vector; with the student's pooled features it gives the teacher's
-    weight for each image, and the weighted soft targets are what is learnt. Hints: the student's
-    map of each resolution, through a 1x1 conv, follows that of one teacher, the teachers taking
-    turns. Unlike in the paper, a hint is the cosine and not the squared distance of the two maps,
-    there is no angle loss between images, and the teachers' weights are learnt beside the student,
-    from the cross-entropy of the weighted targets, not beforehand.
+    weight for each image, and the weighted soft targets are what is learnt, with the angles between
+    images (RKD, 1904.05068). Hints: the student's map of each resolution, through a 1x1 conv, follows
+    that of one teacher, the teachers taking turns. Unlike in the paper, a hint is the cosine of the
+    two maps, not the squared distance (of normalised ones, in its code), and the teachers' weights
+    are learnt beside the student, from the cross-entropy of the weighted targets, not beforehand.
 
     Hints need torch teachers; an .onnx teacher gives soft targets alone.
     """
@@ -249,7 +249,9 @@ class AMTML(Strategy):
         found = wanted.clamp(min=1e-8).log()
         adapter = batch.shared(lambda labels: F.nll_loss(found, labels))
         soft = t**2 * F.kl_div(F.log_softmax(logits / t, 1), wanted.detach(), reduction="batchmean")
-        return soft + adapter + self.hints * self._hints()
+        # As their number is the cube of the images', of the first 128 alone.
+        bent = F.smooth_l1_loss(_angles(logits[:128]), _angles(wanted[:128].detach()))
+        return soft + adapter + bent + self.hints * self._hints()
 
     def _hints(self) -> Tensor:
         losses = [torch.zeros((), device=self.latent.device)]
@@ -262,6 +264,12 @@ class AMTML(Strategy):
             # The angle: with the squared distance, activations of one scale drown all others.
             losses.append(1 - F.cosine_similarity(found.flatten(1), sought.flatten(1)).mean())
         return torch.stack(losses).sum() / max(1, len(self.pairs))
+
+
+def _angles(points: Tensor) -> Tensor:
+    """Return, of (N, C), the cosine of the angle at each point between any two others, (N, N, N)."""
+    ways = F.normalize(points[None] - points[:, None], dim=2)
+    return ways @ ways.transpose(1, 2)
 
 
 class Maps:

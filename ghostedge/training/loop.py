@@ -23,12 +23,13 @@ import ghostedge
 from ghostedge import checkpoint
 from ghostedge.data.sources import (
     Data,
+    FolderSource,
     Images,
     open_data,
     require_classes,
     split,
 )
-from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.errors import GhostEdgeError, Paused, in_a_line
 from ghostedge.files import reported
 from ghostedge.models import ARCHITECTURES
 from ghostedge.models.synthetic import synthesize
@@ -52,8 +53,8 @@ COMPILE = ("off", "default", "reduce-overhead", "max-autotune")
 
 
 @contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Raise GhostEdgeError where there is too little of it."""
+def _explained() -> Iterator[None]:
+    """Raise GhostEdgeError where memory is too small, or no compiler can be used."""
     try:
         yield
     except RuntimeError as error:  # a GPU's is of a class of its own, a CPU's is not
@@ -62,10 +63,17 @@ def _memory() -> Iterator[None]:
                 "The memory is too small for steps of so many images: lower --batch (or --imgsz), or raise "
                 "accumulate, which cuts a step into parts."
             ) from error
+        from torch._dynamo.exc import TorchDynamoException  # slow, and needed here only
+
+        if isinstance(error, TorchDynamoException):
+            raise GhostEdgeError(
+                f"torch.compile cannot compile the network here ({in_a_line(error)}): train with --compile "
+                "off (in a study --set compile=off)."
+            ) from error
         raise
 
 
-@_memory()
+@_explained()
 def train(
     data: str,
     output: str | os.PathLike[str],
@@ -130,11 +138,14 @@ def train(
     if download and not processes.rank:
         processes.meet()
     require_classes(sets)
+    _require_apart(output, sets)
     console = console or Console(stderr=True, markup=False)
     console.quiet |= processes.rank > 0
     place = processes.place
     torch.manual_seed(recipe.seed)
-    card, net = subject(sets.classes, model, imgsz, branches, post_norm, from_, pretrained)
+    card, net = subject(
+        sets.classes, model, imgsz, branches, post_norm, from_, pretrained, recipe.freeze
+    )
     # Before the images are read: a missing teacher shall not cost minutes.
     teachers = [
         Teacher(t, sets.classes, place) for t in (distillation.teachers if distillation else ())
@@ -185,6 +196,19 @@ def train(
             _finish(run, sets)
         processes.meet()  # what is returned is complete, and may teach
     return output / "best.safetensors"
+
+
+def _require_apart(output: Path, sets: Data) -> None:
+    """Raise GhostEdgeError for a run among its images: the next one would take it for a class."""
+    place = Path(os.path.abspath(output))
+    for source in (sets.train, sets.val, sets.test):
+        if isinstance(source, FolderSource):
+            root = Path(os.path.abspath(source.files[0])).parents[source.names[0].count("/")]
+            if place.is_relative_to(root):
+                raise GhostEdgeError(
+                    f"{output} is inside {root}, where the next training would take it for a class: name "
+                    "another --output."
+                )
 
 
 def _read(sets: Data, size: int, recipe: Recipe) -> tuple[Images, Images, dict[str, Any]]:
@@ -358,6 +382,9 @@ class _Run:
                     f"{row['train']:.2f}%  validation {row['validation']:.2f}%  {row['seconds']:.0f} s"
                 )
                 self.pause_after(deadline)  # after the last one too: what follows takes minutes
+            if len(self.history) < epochs:
+                patience = self.recipe.patience
+                self.console.print(f"Stopped: no better validation for {patience} epochs")
 
     def _tensorboard(self) -> contextlib.AbstractContextManager[Any]:
         """Return a writer that drops what a killed run wrote of the epoch under way."""
@@ -507,7 +534,7 @@ class _Run:
             if not self.processes.rank:  # whose sums they are
                 self.sums.copy_(state["sums"])
             torch.set_rng_state(state["random"])
-            if self.on_gpu:
+            if self.on_gpu and state["random there"] is not None:  # None: it was begun on a CPU
                 torch.cuda.set_rng_state(state["random there"], self.place)
             self.history, self.best = state["history"], state["best"]
             self.step, self.seconds = state["step"], state["seconds"]

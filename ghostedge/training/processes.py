@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import GhostEdgeError, in_a_line
 
 TORCHRUN = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 """What processes find each other by; some job systems set the first one for any process."""
@@ -26,6 +26,8 @@ class Processes:
         self.size, self.rank = 1, 0
         if all(name in os.environ for name in TORCHRUN):
             self.size, self.rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+        if self.size > 1 and device.startswith("cuda:"):
+            raise GhostEdgeError("torchrun gives each process a GPU of its own: use --device cuda.")
         shared = self.size > 1 and device == "cuda"
         self.place = _place(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if shared else device)
         if self.size > 1:
@@ -81,10 +83,10 @@ class Processes:
 def _place(name: str) -> torch.device:
     try:
         place = torch.device(name)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, dtype=torch.float64, device=place).item()
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise GhostEdgeError(
-            f"The device {name!r} cannot be used here ({str(error).splitlines()[0]}). "
+            f"The device {name!r} cannot be used here ({in_a_line(error)}). "
             "Use --device cpu, or cuda where there is a GPU."
         ) from error
     if place.type == "cuda":

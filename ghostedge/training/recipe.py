@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ghostedge.errors import GhostEdgeError, nearest
-from ghostedge.files import read_toml
+from ghostedge.files import read_toml, tomllib
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda value: value >= 1, "at least 1"),
@@ -25,6 +26,26 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("weight_decay", "clip", "patience"), (lambda value: value >= 0, "at least 0")),
     "mixup": (lambda value: 0 <= value <= 1000, "from 0 to 1000"),
 }
+
+
+def fitting(name: str, value: Any, hint: Any) -> Any:
+    """Return a value of TOML as a field of that type hint has it, where a whole number can be a float.
+
+    Raises GhostEdgeError where it is of another kind, or none of a Literal's choices.
+    """
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value not in choices:
+            raise GhostEdgeError(f"{name} must be {' or '.join(choices)}, not {value!r}.")
+        return value
+    kind = list if hint == list[str] else [*choices, hint][0]  # X of X | None
+    if kind is float and type(value) is int and abs(value) < 1e308:  # a float's end
+        value = float(value)
+    if type(value) is not kind or (kind is list and not all(isinstance(v, str) for v in value)):
+        words = {list: "a list of texts", str: "a text", int: "a whole number", float: "a number"}
+        needed = words.get(kind, "true or false")
+        raise GhostEdgeError(f"{name} must be {needed}, which {value!r} is not.")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +108,8 @@ class Recipe:
             if value is not None and not holds(value):
                 raise GhostEdgeError(f"{name} must be {limits}, not {value}.")
         for name, hint in typing.get_type_hints(Recipe).items():
-            choices = typing.get_args(hint)
-            if typing.get_origin(hint) is Literal and getattr(self, name) not in choices:
-                raise GhostEdgeError(
-                    f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}."
-                )
+            if typing.get_origin(hint) is Literal:
+                fitting(name, getattr(self, name), hint)
 
     def resolved(self, images: int) -> Recipe:
         """Fill in what depends on the number of training images."""
@@ -117,39 +135,35 @@ PAPER = Recipe(
 def load(name: str | None, settings: Iterable[str] = (), **given: Any) -> Recipe:
     """Return a recipe: the default one, "paper", or that of a .toml file; then changed.
 
-    `settings` are texts such as "cutout=0.25"; `given` values that are None change nothing.
+    `settings` are texts as `setting` reads them; `given` values that are None change nothing.
     Raises GhostEdgeError for an unknown recipe, name or kind of value.
     """
-    if name is None or name == "paper":
-        values = {} if name is None else dataclasses.asdict(PAPER)
-    else:
+    base, values = PAPER if name == "paper" else Recipe(), {}
+    if name is not None and name != "paper":
         values = read_toml(Path(name), "training recipe, nor is it paper")
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise GhostEdgeError(f"{text!r} sets nothing: write it as in cutout=0.25.")
-        values[key.strip()] = value.strip()
+    values |= dict(map(setting, settings))
     values |= {key: value for key, value in given.items() if value is not None}
-    return Recipe(**{key: _value(key, value) for key, value in values.items()})
-
-
-def _value(name: str, value: Any) -> Any:
-    """Return a value as the type of its field, from text or TOML."""
     hints = typing.get_type_hints(Recipe)
-    if name not in hints:
-        raise GhostEdgeError(
-            f"A recipe has no {name!r}.{nearest(name, hints)} It has {', '.join(hints)}."
-        )
-    kinds = [kind for kind in typing.get_args(hints[name]) if isinstance(kind, type)] or [
-        hints[name]
-    ]
-    kind = kinds[0]
-    try:
-        if typing.get_origin(kind) is Literal or value is None:
-            return value
-        if kind is bool:
-            return {"true": True, "false": False}[str(value).lower()]
-        return kind(str(value))
-    except (KeyError, TypeError, ValueError):
-        words = {int: "a whole number", float: "a number", bool: "true or false"}
-        raise GhostEdgeError(f"{name} must be {words[kind]}, which {value!r} is not.") from None
+    for key, value in values.items():
+        if key not in hints:
+            raise GhostEdgeError(
+                f"A recipe has no {key!r}.{nearest(key, hints)} It has {', '.join(hints)}."
+            )
+        values[key] = fitting(key, value, hints[key])
+    return dataclasses.replace(base, **values)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Return name and value of "cutout=0.25": as TOML has it, as people write numbers, or a word."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise GhostEdgeError(f"{text!r} sets nothing: write it as in cutout=0.25.")
+    kinds: tuple[Callable[[str], Any], ...] = (_toml, int, float)  # 030, .1 and 5. are not TOML
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            return name, kind(value)
+    return name, {"true": True, "false": False}.get(value.lower(), value)
+
+
+def _toml(value: str) -> Any:
+    return tomllib.loads(f"value = {value}")["value"]

@@ -32,8 +32,11 @@ def subject(
     post_norm: bool = False,
     from_: str | None = None,
     pretrained: bool = False,
+    freeze: str = "none",
 ) -> tuple[checkpoint.Checkpoint, nn.Module]:
     """Return what is known of a network to be trained, and the network; arguments as of `train`.
+
+    freeze: what of it will be frozen, as a recipe has it.
 
     Raises GhostEdgeError for what cannot be built, or cannot be started from.
     """
@@ -70,7 +73,13 @@ def subject(
     if pretrained:
         card.pixels = PixelContract.of_unit(size, *IMAGENET)
         card.training["from"] = "torchvision's ImageNet weights"
-        adopt(net, imagenet_weights(name), with_head=False)
+        anew = adopt(net, imagenet_weights(name), with_head=False)
+        if anew and freeze == "backbone":
+            layers = dict.fromkeys(tensor.rpartition(".")[0] for tensor in anew)
+            raise GhostEdgeError(
+                f"ImageNet's weights have no {', '.join(layers)} that fits {name} for small images, and "
+                "frozen these would stay random: leave out freeze."
+            )
     return card, net
 
 

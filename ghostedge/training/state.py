@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
-from ghostedge.errors import GhostEdgeError
+from ghostedge.errors import GhostEdgeError, in_a_line
 from ghostedge.files import atomic_file, atomic_write
+from ghostedge.training.recipe import Recipe
 
 History = list[dict[str, float]]
 
@@ -91,6 +93,7 @@ class Folder:
             raise self.damaged(error) from error
         del state["identity"]
         ours = json.loads(json.dumps(identity))
+        theirs = {**dataclasses.asdict(Recipe()), **theirs}  # what a recipe did not have then
         for key in {**ours, **theirs}:
             if theirs.get(key) != ours.get(key):
                 raise GhostEdgeError(
@@ -100,9 +103,8 @@ class Folder:
         return state
 
     def damaged(self, error: Exception) -> GhostEdgeError:
-        reason = str(error).partition("\n")[0]
         return GhostEdgeError(
-            f"{self.state} cannot be resumed from ({reason}). Start anew with another --output."
+            f"{self.state} cannot be resumed from ({in_a_line(error)}). Start anew with another --output."
         )
 
     def draw_curves(self, history: History) -> bool:

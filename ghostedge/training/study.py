@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import graphlib
 import importlib.util
 import io
 import json
 import multiprocessing
 import os
 import re
-import sys
 import threading
 import time
 import typing
@@ -38,11 +36,6 @@ from ghostedge.training.distillation import Distillation
 from ghostedge.training.loop import train
 from ghostedge.training.recipe import Recipe
 from ghostedge.training.start import DEFAULT, possible_form, require_buildable
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 State = tuple[Literal["done", "paused", "failed", "waiting"], str]
 """Of a run, with the reason where it is not done."""
@@ -83,10 +76,12 @@ class Arm:
     """The arm that this one is compared with, seed by seed."""
     latency: bool = False
     """Export the network to int8 TFLite at the end, and time it on this CPU."""
+    compile: str | None = None
+    """As `train` takes it."""
 
     def identity(self) -> dict[str, Any]:
         """Return what makes a run of this arm another one, as JSON has it."""
-        apart = ("seeds", "published", "against", "latency")
+        apart = ("seeds", "published", "against", "latency", "compile")
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k not in apart}
         return dict(json.loads(json.dumps({**fields.pop("recipe"), **fields})))
 
@@ -118,7 +113,9 @@ class Job:
             **sets.fingerprints,
             "teachers": [sha256(Path(t)) if Path(t).exists() else None for t in self.teachers],
         }
-        for then, now in ((result["arm"], self.arm.identity()), (result["inputs"], inputs)):
+        # What an arm did not have then is as it is by default.
+        arm = {**Arm(self.data, Recipe()).identity(), **result["arm"]}
+        for then, now in ((arm, self.arm.identity()), (result["inputs"], inputs)):
             for key, mine in now.items():
                 if key not in then or mine != then[key]:
                     raise GhostEdgeError(
@@ -205,7 +202,7 @@ def study(
     known = _stored(output / "latency.json")
     rows = show(known)
     if not any(state == "paused" for state, _ in states.values()):
-        latencies = _latencies(jobs, results, output)  # whose failure costs no accuracy
+        latencies = _latencies(jobs, results, output, deadline)  # whose failure costs no accuracy
         if latencies != known:
             rows = show(latencies)
     return Result(rows, len(jobs), {f"{key[0]}, seed {key[1]}": s for key, s in states.items()})
@@ -248,17 +245,17 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
                 f"{file}: {name or 'defaults'!r} is no arm: an arm is a table, [arms.NAME], whose "
                 "name has letters, digits and . + - _ alone."
             )
-    tables = {name: {**defaults, **table} for name, table in tables.items()}
+    plain, tables = tables, {name: {**defaults, **table} for name, table in tables.items()}
     for text in settings:
-        key, equals, value = text.partition("=")
-        name, _, field = key.strip().rpartition(".")
-        if not equals or (name and name not in tables):
+        key, value = recipes.setting(text)
+        name, _, field = key.rpartition(".")
+        if name and name not in tables:
             raise GhostEdgeError(
                 f"--set {text} changes nothing: write it as in epochs=2, or ARM.epochs=2 for one of "
                 f"the arms of {file}.{nearest(name, tables)}"
             )
         for table in [tables[name]] if name else tables.values():
-            table[field] = _parsed(value.strip())
+            table[field] = value
     arms = {}
     for name, table in tables.items():
         try:
@@ -266,16 +263,17 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
         except GhostEdgeError as error:
             raise GhostEdgeError(f"{file}, arm {name!r}: {error}") from error
     try:
-        order = graphlib.TopologicalSorter(
-            {name: [t for t in arm.teachers if t in arms] for name, arm in arms.items()}
-        )
-        order.prepare()
-    except graphlib.CycleError as error:
-        raise GhostEdgeError(
-            f"{file}, arm {error.args[1][0]!r}: its teachers come back to itself, "
-            f"{' to '.join(error.args[1])}: take one of them out."
-        ) from error
+        _teachers_first(arms)
+    except GhostEdgeError as error:
+        raise GhostEdgeError(f"{file}, {error}") from error
     for name, arm in arms.items():
+        idle = [key for key in ("strategy", "temperature", "alpha") if key in plain[name]]
+        if idle and not arm.teachers:
+            raise GhostEdgeError(
+                f"{file}, arm {name!r}: {idle[0]} is of distillation: name its teachers."
+            )
+        if arm.against == name:
+            raise GhostEdgeError(f"{file}, arm {name!r}: against names itself: name another arm.")
         if arm.against is not None and arms[arm.against].data != arm.data:
             raise GhostEdgeError(
                 f"{file}, arm {name!r}: against names {arm.against!r}, whose data is "
@@ -284,29 +282,17 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
     return arms
 
 
-def _parsed(value: str) -> Any:
-    """Return a value as TOML has it, or the text itself."""
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
 def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
-    hints = typing.get_type_hints(Arm)
+    hints = {**typing.get_type_hints(Arm), "recipe": str}
     training = [field.name for field in dataclasses.fields(Recipe) if field.name != "seed"]
-    given: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
-    for key, value in table.items():
-        if key in training:
-            changes[key] = value
-        elif key in hints:
-            given[key] = _of_kind(key, value, str if key == "recipe" else hints[key])
-        else:
+    for key in table:
+        if key not in hints and key not in training:
             raise GhostEdgeError(
                 f"it has a field {key!r}, which no arm has.{nearest(key, [*hints, *training])} "
                 f"Fields are {', '.join(hints)}, and those of a recipe: {', '.join(training)}."
             )
+    given = {k: recipes.fitting(k, v, hints[k]) for k, v in table.items() if k in hints}
+    changes = {k: v for k, v in table.items() if k in training}
     if "data" not in given:
         raise GhostEdgeError("data is missing: name a folder or a set, for it or in [defaults].")
     arm = Arm(**{**given, "recipe": recipes.load(given.get("recipe"), **changes)})
@@ -339,17 +325,28 @@ def _arm(table: dict[str, Any], names: Iterable[str]) -> Arm:
     return arm
 
 
-def _of_kind(key: str, value: Any, hint: Any) -> Any:
-    kind = typing.get_origin(hint) if typing.get_origin(hint) is list else hint
-    kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is list and not all(isinstance(v, str) for v in value)):
-        words = {list: "a list of texts", str: "a text", int: "a whole number", float: "a number"}
-        raise GhostEdgeError(
-            f"{key} must be {words.get(kind, 'true or false')}, which {value!r} is not."
-        )
-    return value
+def _teachers_first(arms: dict[str, Arm]) -> dict[str, list[str]]:
+    """Return which arms teach each arm, in the order of the file except for teachers before students.
+
+    Raises GhostEdgeError where an arm teaches itself through others.
+    """
+    order: dict[str, list[str]] = {}
+
+    def append(name: str, *students: str) -> None:
+        if name in students:
+            circle = " to ".join((*students[students.index(name) :], name))
+            raise GhostEdgeError(
+                f"arm {name!r}: its teachers come back to itself, {circle}: take one of them out."
+            )
+        if name not in order:
+            teachers = [teacher for teacher in arms[name].teachers if teacher in arms]
+            for teacher in teachers:
+                append(teacher, *students, name)
+            order[name] = teachers
+
+    for name in arms:
+        append(name)
+    return order
 
 
 def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
@@ -358,33 +355,20 @@ def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
     def folder(name: str, seed: int) -> Path:
         return output / "runs" / name / f"seed-{seed}"
 
-    graph = {name: [t for t in arm.teachers if t in arms] for name, arm in arms.items()}
-    order: dict[str, None] = {}
-
-    def append(name: str) -> None:
-        if name not in order:
-            for teacher in graph[name]:
-                append(teacher)
-            order[name] = None
-
-    for name in arms:
-        append(name)
     jobs = {}
-    for name in order:
+    for name, guides in _teachers_first(arms).items():
         arm = arms[name]
         for seed in range(arm.seeds):
-            needs = [(t, seed if seed < arms[t].seeds else 0) for t in graph[name]]
+            needs = {t: (t, seed if seed < arms[t].seeds else 0) for t in guides}
+            taught = {t: folder(*need) / "best.safetensors" for t, need in needs.items()}
             teachers = [
-                folder(t, seed if seed < arms[t].seeds else 0) / "best.safetensors"
-                if t in arms
-                else checkpoint.find(t).resolve()
-                for t in arm.teachers
+                str(taught.get(t) or os.path.abspath(checkpoint.find(t))) for t in arm.teachers
             ]
             data = arm.data
             if arm.data not in TORCHVISION and Path(arm.data).is_dir():
                 data = os.path.abspath(data)
             jobs[name, seed] = Job(
-                name, arm, seed, folder(name, seed), data, tuple(map(str, teachers)), tuple(needs)
+                name, arm, seed, folder(name, seed), data, tuple(teachers), tuple(needs.values())
             )
     return jobs
 
@@ -505,6 +489,7 @@ def _run(job: Job, deadline: float | None, device: str) -> State:
             recipe=dataclasses.replace(arm.recipe, seed=job.seed),
             distillation=distillation,
             device=device,
+            compile=arm.compile,
             budget=None if deadline is None else max(0.0, deadline - time.time()),
             resume=(job.folder / "state.pt").exists(),
         )
@@ -722,11 +707,15 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
 
 
 def _latencies(
-    jobs: dict[tuple[str, int], Job], results: dict[tuple[str, int], Row | None], output: Path
+    jobs: dict[tuple[str, int], Job],
+    results: dict[tuple[str, int], Row | None],
+    output: Path,
+    deadline: float | None,
 ) -> dict[str, float]:
     """Return the median int8 latency in ms of each network that an arm wants to know it of.
 
-    Weights do not matter to it, so arms with the same network share one export.
+    Weights do not matter to it, so arms with the same network share one export. Raises Paused before
+    an export that the deadline has passed.
     """
     wanted: dict[str, Job] = {}
     for key, run in results.items():
@@ -743,6 +732,10 @@ def _latencies(
     bundles = {network: output / "int8" / network for network in wanted}
     for network, job in wanted.items():
         if not is_bundle(bundles[network]):
+            if deadline is not None and time.time() >= deadline:
+                raise Paused(
+                    f"The time is up before {network} is timed: the same command continues {output}."
+                )
             best = job.folder / "best.safetensors"
             # Any drop will do: the net is only timed.
             options: dict[str, Any] = {"int8": True, "format": "tflite", "max_drop": 100.0}

@@ -7,50 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ghostedge.convert import Bundle
 from ghostedge.convert.ranges import observe
 from ghostedge.convert.rewrites.flat import OPS, Flat
 from ghostedge.convert.to_int8_tflite import quantize
 from ghostedge.errors import GhostEdgeError
-from tests.convert.flat_fixtures import TYPES, Net
+from tests.convert.flat_fixtures import TYPES, Net, operators, run
 
 STEP = 1 / 256
 
 
 def pixels(count: int = 40, size: int = 8) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
-
-
-def run(content: bytes, images: np.ndarray, reference: bool = False) -> np.ndarray:
-    """Return the model's own outputs; real values where they are quantized."""
-    kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    net = Interpreter(model_content=content, experimental_op_resolver_type=kind, num_threads=1)
-    net.allocate_tensors()
-    image, scores = net.get_input_details()[0], net.get_output_details()[0]
-    values = images.astype(np.int16) - 128 if image["dtype"] == np.int8 else images
-    results = []
-    for start in range(0, len(images), image["shape"][0]):
-        part = values[start : start + image["shape"][0]].astype(image["dtype"])
-        net.set_tensor(image["index"], part)
-        net.invoke()
-        results.append(net.get_tensor(scores["index"]).copy())
-    found = np.concatenate(results).astype(np.float32)
-    scale, zero_point = scores["quantization"]
-    return (found - zero_point) * scale if scale else found
-
-
-def kinds(content: bytes) -> collections.Counter[str]:
-    kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    net = Interpreter(model_content=content, experimental_op_resolver_type=kind)
-    return collections.Counter(op["op_name"] for op in net._get_ops_details())
-
-
-def partitions(content: bytes) -> int:
-    net = Interpreter(model_content=content, num_threads=1)
-    net.allocate_tensors()
-    return [op["op_name"] for op in net._get_ops_details()].count("DELEGATE")
 
 
 def small(batch: int = 1) -> tuple[Net, bytes, dict[str, str]]:
@@ -84,11 +53,11 @@ def test_outputs_are_those_of_float_in_every_io(batch: int) -> None:
         assert np.array_equal(outputs["uint8"], outputs["int8"])
         assert np.array_equal(outputs["uint8"], outputs["float32"])
     # XNNPACK has no int8 softmax: only what is behind it is a second partition.
-    assert [partitions(found[io]) for io in ("uint8", "int8", "float32")] == [1, 1, 2]
-    assert kinds(found["int8"])["QUANTIZE"] == 0
-    assert kinds(found["uint8"])["QUANTIZE"] == 2
-    assert kinds(found["uint8"])["SUB"] == 0
-    assert kinds(found["float32"])["DEQUANTIZE"] == 1
+    assert [operators(found[io])["DELEGATE"] for io in ("uint8", "int8", "float32")] == [1, 1, 2]
+    assert operators(found["int8"])["QUANTIZE"] == 0
+    assert operators(found["uint8"])["QUANTIZE"] == 2
+    assert operators(found["uint8"])["SUB"] == 0
+    assert operators(found["float32"])["DEQUANTIZE"] == 1
     assert quantize(model, ranges, "uint8") == found["uint8"]
 
 
@@ -142,14 +111,14 @@ def test_normalization_in_two_ops_is_exact_too() -> None:
     ranges = observe(model, images[:1])  # which do not reach to 0 and 255
     found = [run(quantize(model, ranges, io), images) for io in ("int8", "float32")]
     assert np.array_equal(*found)
-    assert kinds(quantize(model, ranges, "int8"))["MUL"] == 0
+    assert operators(quantize(model, ranges, "int8"))["MUL"] == 0
 
 
 def test_ops_named_stay_in_float() -> None:
     _, model, names = small()
     ranges = observe(model, pixels())
     found = quantize(model, ranges, "uint8", [names["cheap"]])
-    assert (kinds(found)["DEQUANTIZE"], kinds(found)["QUANTIZE"]) == (1, 3)
+    assert (operators(found)["DEQUANTIZE"], operators(found)["QUANTIZE"]) == (1, 3)
     assert np.abs(run(found, pixels()) - run(model, pixels())).max() < 6 * STEP
 
 
@@ -163,7 +132,7 @@ def test_neighbours_in_float_are_one_island() -> None:
     types = {flat.name(index): tensor.type for index, tensor in enumerate(flat.tensors)}
     assert types[names["joined"]] == TYPES.FLOAT32
     # The stem, and the convolution before the gate, which nobody named.
-    assert (kinds(found)["DEQUANTIZE"], kinds(found)["QUANTIZE"]) == (2, 1)
+    assert (operators(found)["DEQUANTIZE"], operators(found)["QUANTIZE"]) == (2, 1)
 
 
 def test_all_in_float_is_the_float_model() -> None:
@@ -172,7 +141,7 @@ def test_all_in_float_is_the_float_model() -> None:
     every = [flat.name(op.outputs[0]) for op in flat.graph.operators]
     found = quantize(model, observe(model, pixels(2)), "float32", every)
     assert np.array_equal(run(found, pixels()), run(model, pixels()))
-    assert not {"QUANTIZE", "DEQUANTIZE"} & kinds(found).keys()
+    assert not {"QUANTIZE", "DEQUANTIZE"} & operators(found).keys()
 
 
 def test_ops_without_an_int8_kernel_stay_in_float() -> None:
@@ -181,7 +150,7 @@ def test_ops_without_an_int8_kernel_stay_in_float() -> None:
     y = net.op(OPS.SIN, [x], net.shape(x))
     model = net.bytes(net.head(net.arithmetic(OPS.ADD, x, y)))
     found = quantize(model, observe(model, pixels()), "int8")
-    assert (kinds(found)["DEQUANTIZE"], kinds(found)["QUANTIZE"]) == (1, 1)
+    assert (operators(found)["DEQUANTIZE"], operators(found)["QUANTIZE"]) == (1, 1)
     assert np.abs(run(found, pixels()) - run(model, pixels())).max() < 6 * STEP
 
 
@@ -191,7 +160,7 @@ def test_sigmoid_concatenated_with_something_else_is_requantized() -> None:
     gate = net.op(OPS.LOGISTIC, [x], net.shape(x))
     model = net.bytes(net.head(net.concat(gate, x)))
     found = quantize(model, observe(model, pixels()), "int8")
-    assert kinds(found)["QUANTIZE"] == 1
+    assert operators(found)["QUANTIZE"] == 1
     assert np.abs(run(found, pixels()) - run(model, pixels())).max() < 6 * STEP
 
 
@@ -323,7 +292,7 @@ def test_every_operator_computes_in_int8(name: str) -> None:
     model = net.bytes(net.head(x))
     images = pixels()
     found = quantize(model, observe(model, images), "uint8")
-    assert kinds(found)["DEQUANTIZE"] == 0
+    assert operators(found)["DEQUANTIZE"] == 0
     assert all(t.type != TYPES.FLOAT32 for t in Flat(found).tensors)
     expected = run(model, images)
     for reference in (False, True):
@@ -345,8 +314,8 @@ def test_what_cannot_be_quantized_is_a_sentence() -> None:
 
 def test_exported_network_is_one_partition(bundle: Bundle) -> None:
     content = (bundle.path / "model_int8.tflite").read_bytes()
-    assert partitions(content) == 1
-    found = kinds(content)
+    found = operators(content)
+    assert found["DELEGATE"] == 1
     assert (found["QUANTIZE"], found["DEQUANTIZE"], found["SUB"]) == (2, 0, 0)
-    floats = kinds((bundle.path / "model_fp32.tflite").read_bytes())
+    floats = operators((bundle.path / "model_fp32.tflite").read_bytes())
     assert found - collections.Counter(QUANTIZE=2) == floats - collections.Counter(SUB=1)

@@ -11,7 +11,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -29,6 +28,7 @@ from ghostedge.convert.rewrites.wide_concat import wide_concat
 from ghostedge.models import create, fold
 from ghostedge.models.ghostnetv3 import GhostNetV3, Row, Spec
 from ghostedge.pixels import PixelContract
+from tests.convert.flat_fixtures import operators, run
 
 Change = Callable[[onnx.ModelProto], int]
 
@@ -458,32 +458,6 @@ TINY = Spec(
 )
 
 
-def operators(content: bytes) -> list[str]:
-    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    net = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
-    return [op["op_name"] for op in net._get_ops_details()]
-
-
-def partitions(content: bytes) -> int:
-    """Return the number of nodes that XNNPACK runs."""
-    net = Interpreter(model_content=content, num_threads=1)
-    net.allocate_tensors()
-    return [op["op_name"] for op in net._get_ops_details()].count("DELEGATE")
-
-
-def run(content: bytes, images: np.ndarray, reference: bool = False) -> np.ndarray:
-    kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
-    net = Interpreter(model_content=content, experimental_op_resolver_type=kind, num_threads=1)
-    net.allocate_tensors()
-    image, scores = net.get_input_details()[0], net.get_output_details()[0]
-    results = []
-    for value in images:
-        net.set_tensor(image["index"], np.resize(value, image["shape"]).astype(image["dtype"]))
-        net.invoke()
-        results.append(net.get_tensor(scores["index"])[0].astype(np.float32))
-    return np.stack(results) * (scores["quantization"][0] or 1.0)
-
-
 def converted(model: onnx.ModelProto) -> dict[str, bytes]:
     return to_tflite.convert(model, ["fp32", "fp16"], before=(), after=())
 
@@ -504,14 +478,14 @@ def test_converted_network() -> None:
     for precision, content in converted(rewrite(core)).items():
         finished = finish(content)
         assert finish(finished) == finish(content) == finished
-        assert partitions(finished) == 1, precision
         names = operators(finished)
+        assert names["DELEGATE"] == 1, precision
         assert not FORBIDDEN & set(names)
         assert "DEPTH_TO_SPACE" not in names
         assert precision == "fp16" or "DEQUANTIZE" not in names
         depthwise = sum(m.groups > 1 for m in net.modules() if isinstance(m, nn.Conv2d))
         # Two pools more, and the strided concat makes one depthwise convolution two.
-        assert names.count("DEPTHWISE_CONV_2D") == depthwise + 2 + 1
+        assert names["DEPTHWISE_CONV_2D"] == depthwise + 2 + 1
         assert np.abs(run(finished, images) - expected).max() < TOLERANCES[precision], precision
         assert np.array_equal(run(finished, images), run(content, images))
         found = run(finished, images, reference=True)
@@ -538,8 +512,8 @@ def test_converted_graph_of_odd_size_and_batch_two() -> None:
         finished = finish(content)
         names = operators(finished)
         assert not FORBIDDEN & set(names)
-        assert names.count("DEPTHWISE_CONV_2D") == 2
-        assert names.count("DEPTH_TO_SPACE") == 1  # nothing is multiplied by it
+        assert names["DEPTHWISE_CONV_2D"] == 2
+        assert names["DEPTH_TO_SPACE"] == 1  # nothing is multiplied by it
         for reference in (False, True):
             found = run(finished, images, reference)
             assert np.abs(found - expected).max() < TOLERANCES[precision], precision

@@ -147,6 +147,28 @@ def test_a_net_may_end_in_logits_or_probabilities(softmax: bool, tmp_path: Path)
         np.testing.assert_allclose(computed(core, images), expected(net, images), atol=1e-5)
 
 
+class Mean(Tiny):
+    """Probabilities that no softmax ends in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return (y.softmax(1) + (2 * y).softmax(1)) / 2
+
+
+@pytest.mark.parametrize(("io", "lowest"), [("uint8", 0), ("int8", -128)])
+def test_a_step_is_1_256_whatever_ends_in_probabilities(
+    io: str, lowest: int, tmp_path: Path
+) -> None:
+    images = noise(SIZE, seed=5)[:8]
+    made = ghostedge.export(Mean(), tmp_path / "out", int8=True, io=io, imgsz=SIZE, **READING)
+    output = made.manifest["artefacts"]["model_int8.tflite"]["output"]
+    model = Classifier(made.path / "model_int8.tflite")
+    assert (output["scale"], output["zero_point"]) == (1 / 256, lowest)
+    assert (model.step, model.backend.zero_point) == (1 / 256, lowest)
+    wanted = Classifier(made.path / "model.onnx")(images)
+    assert np.abs(model(images) - wanted).max() < 0.02
+
+
 class Pair(Tiny):
     def forward(self, x: torch.Tensor) -> Any:
         y = super().forward(x)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from ghostedge import checkpoint
 from ghostedge.errors import GhostEdgeError
 from ghostedge.models.foreign import CIFAR10, import_checkpoint
 from tests.models import reference_forward as reference
+from tests.runtime_fixtures import Malicious
 
 torch.set_num_threads(1)
 
@@ -270,16 +270,6 @@ def test_a_value_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> 
     message = refused(state, tmp_path)
     assert "blocks.2.0.ghost1.short_conv.2.weight" in message
     assert "NaN or infinity" in message
-
-
-class Malicious:
-    """Its pickle creates a file where it is loaded."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.victim),)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

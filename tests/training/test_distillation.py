@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def batch() -> Batch:
     return Batch(views.byte(), LABELS)
 
 
+def cosine(points: np.ndarray, at: int, one: int, other: int) -> float:
+    """Of the angle at a point; 0 where two are the same."""
+    ways = points[[one, other]] - points[at]
+    lengths = np.linalg.norm(ways, axis=1).prod()
+    return float(ways[0] @ ways[1] / lengths) if lengths else 0.0
+
+
 def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     files = [small_teacher(tmp_path / f"{seed}.safetensors", seed)[0] for seed in range(2)]
     teachers = [Teacher(file, list("abcd"), torch.device("cpu")) for file in files]
@@ -137,7 +145,7 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
     assert strategy.latent.grad.abs().max() > 0  # type: ignore[attr-defined]
     assert not any(name.startswith("teachers") for name in objective.state_dict())
-    # Where both teachers say the same, weights do not matter: what is left of it is KD.
+    # Where both teachers say the same, weights do not matter: what is left of it is KD, and angles.
     maps = strategy._student.found[-1].detach()  # type: ignore[attr-defined]
     pooled = []
     handle = student.net.get_submodule("last").register_forward_hook(lambda *a: pooled.append(a[2]))
@@ -147,11 +155,15 @@ def test_amtml_weighs_teachers_by_image_and_gives_hints(tmp_path: Path) -> None:
     targets = logits(1)[None].float().repeat(2, 1, 1)
     strategy.hints = 0.0  # type: ignore[attr-defined]
     found = strategy.guidance(logits(0).float(), targets, batch())
-    p = softmax(logits(1).numpy() / 4)
+    z, p = logits(0).numpy(), softmax(logits(1).numpy() / 4)
     adapter = -np.log(p[np.arange(5), LABELS]).mean()
-    assert found.item() == pytest.approx(
-        adapter + 16 * kl(p, softmax(logits(0).numpy() / 4)), rel=1e-4
-    )
+    bent = [
+        abs(cosine(z, *corner) - cosine(p, *corner))
+        for corner in itertools.product(range(5), repeat=3)
+    ]
+    smooth = np.mean([d**2 / 2 if d < 1 else d - 0.5 for d in bent])
+    assert smooth > 0.01
+    assert found.item() == pytest.approx(adapter + 16 * kl(p, softmax(z / 4)) + smooth, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +317,7 @@ def test_a_chain_is_checked_before_it_starts(tmp_path: Path, drawn_folder: Path)
         (used, good, "holds a run already"),
         (new, {"model": "ghostnetv3-smal"}, "Did you mean"),
         (new, {"model": "ghostnetv3-small-9x"}, "outside 0.1 to 8"),
-        (new, {**good, "branches": 0}, "one branch or more"),
+        (new, {**good, "branches": 0}, "1 to 64 branches"),
         (new, {**good, "pretrained": True}, "no ImageNet weights for airbench"),
         (new, {**good, "resume": True}, "no run to resume"),
     ):

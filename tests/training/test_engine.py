@@ -27,7 +27,7 @@ from ghostedge.cli import _seconds
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import GhostEdgeError, Paused
 from ghostedge.models import create, synthetic
-from ghostedge.models.teachers import OnPixels
+from ghostedge.models.teachers import NETS, OnPixels
 from ghostedge.pixels import IMAGENET, PixelContract
 from ghostedge.training import Recipe, loop, train
 from ghostedge.training.batches import Batch, Batches
@@ -258,7 +258,8 @@ def test_a_pause_says_how_to_go_on(drawn_folder: Path, tmp_path: Path) -> None:
     [
         ({"compile": "fast"}, "compile is one of off, default"),
         ({"post_norm": True}, "two branches or more"),
-        ({"branches": 0}, "one branch or more"),
+        ({"branches": 0}, "1 to 64 branches"),
+        ({"branches": 65}, "1 to 64 branches"),
         ({"branches": 3, "model": "resnet8"}, "resnet8 has no parallel branches"),
         ({"imgsz": 0}, "size of 0 is outside 24 to 256"),
         ({"imgsz": 0, "from_": "densestride-1.0x", "model": None}, "size of 0 is outside"),
@@ -291,6 +292,16 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert modes == []
     run.prepare(None, [], "reduce-overhead")
     assert modes == ["reduce-overhead"]
+
+
+def test_a_compiler_that_is_missing(
+    drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    with pytest.raises(GhostEdgeError, match="train with --compile off") as caught:
+        learn(drawn_folder, tmp_path / "run", model="resnet8", compile="default")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -390,12 +401,22 @@ def test_imagenet_weights_where_they_fit(
     assert (state["layer1.0.conv1.weight"] == 2).all()
     assert state["conv1.weight"].shape == (64, 3, 3, 3) and state["fc.weight"].shape == (4, 512)
     assert card.pixels == PixelContract.of_unit(card.pixels.size, *IMAGENET)
+    with pytest.raises(GhostEdgeError, match=r"have no conv1, bn1, .*these would stay random"):
+        subject(classes, "resnet18", 32, pretrained=True, freeze="backbone")
 
 
-def test_teachers_train_and_build_themselves_again(drawn_folder: Path, tmp_path: Path) -> None:
-    best = learn(drawn_folder, tmp_path, model="airbench-0.1x", recipe=RECIPE)
+@pytest.mark.parametrize(
+    "name",
+    ["airbench-0.1x", "resnet18"]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in NETS if n not in ("airbench", "resnet18")],
+)
+def test_teachers_train_and_build_themselves_again(
+    drawn_folder: Path, tmp_path: Path, name: str
+) -> None:
+    recipe = dataclasses.replace(RECIPE, epochs=1, lr=0.001)
+    best = learn(drawn_folder, tmp_path, model=name, recipe=recipe)
     card, net = checkpoint.build(best)
-    assert card.name == "airbench-0.1x" and "test" in card.accuracy
+    assert card.name == name and "test" in card.accuracy
     assert checkpoint.CALIBRATION not in checkpoint.read(best)[1]
     assert net(torch.zeros(1, 3, SIZE, SIZE)).shape == (1, 4)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import os
 import pickle
 import shutil
@@ -28,6 +29,7 @@ from ghostedge.models import synthetic
 from ghostedge.models.synthetic import synthesize
 from ghostedge.training import Recipe, loop, train
 from ghostedge.training.processes import TORCHRUN, Processes
+from tests.runtime_fixtures import Malicious
 
 SIZE, EPOCHS = 24, 5
 FLAGS = {"model": "ghostnetv3-small-0.1x", "imgsz": SIZE}
@@ -258,6 +260,32 @@ def test_a_killed_run_goes_on_as_if_unbroken(run: Path, drawn_folder: Path, tmp_
     assert_same(tmp_path, run)
 
 
+@pytest.mark.parametrize(
+    ("device", "compile"),
+    [
+        ("cpu", "off"),
+        *(
+            pytest.param(
+                "cuda",
+                mode,
+                marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+            )
+            for mode in ("off", "default")
+        ),
+    ],
+)
+def test_a_run_begun_on_a_cpu_learns_the_same_elsewhere(
+    drawn_folder: Path, tmp_path: Path, device: str, compile: str
+) -> None:
+    options = {"recipe": dataclasses.replace(RECIPE, epochs=1, precision="fp32"), "branches": 3}
+    learn(drawn_folder, tmp_path / "whole", **options)
+    with pytest.raises(Paused):
+        learn(drawn_folder, tmp_path / "moved", budget=1e-9, **options)
+    learn(drawn_folder, tmp_path / "moved", resume=True, device=device, compile=compile, **options)
+    whole, moved = (float(log(tmp_path / name)[0]["loss"]) for name in ("whole", "moved"))
+    assert moved == pytest.approx(whole, rel=1e-12 if device == "cpu" else 0.02)
+
+
 def test_a_run_killed_at_its_first_epochs_end_starts_anew(
     run: Path, drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +301,38 @@ def test_a_run_killed_at_its_first_epochs_end_starts_anew(
     assert (tmp_path / "best.safetensors").exists()
     learn(drawn_folder, tmp_path, resume=True)
     assert_same(tmp_path, run)
+
+
+def test_a_run_from_before_a_recipe_had_a_field(
+    run: Path, drawn_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Paused):
+        learn(drawn_folder, tmp_path, budget=1e-9)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    identity = json.loads(state["identity"])
+    del identity["precision"]
+    torch.save({**state, "identity": json.dumps(identity)}, tmp_path / "state.pt")
+    learn(drawn_folder, tmp_path, resume=True)
+    assert_same(tmp_path, run)
+
+
+def test_a_run_among_its_images_is_refused(drawn_folder: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(drawn_folder, tmp_path / "data"))
+    for output in (data / "train" / "runs", data / "train" / "circle" / "runs" / "a"):
+        assert "would take it for a class" in refused(data, output)
+        assert not output.exists()
+    flat = data / "train"
+    assert f"is inside {flat}" in refused(flat, flat / "runs" / "a")
+    with pytest.raises(Paused):
+        learn(data, data / "runs", budget=1e-9)  # beside the parts nothing is a class
+
+
+def test_a_run_that_gets_no_better_says_that_it_stops(drawn_folder: Path, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    still = dataclasses.replace(RECIPE, lr=1e-9, patience=1)
+    learn(drawn_folder, tmp_path, recipe=still, console=console)
+    assert "Stopped: no better validation for 1 epochs" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert len(log(tmp_path)) == 2
 
 
 def test_too_little_memory(
@@ -424,16 +484,6 @@ def test_a_run_folder_in_use(run: Path, drawn_folder: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "last.safetensors").touch()  # all that is left of one
     assert "holds a run already" in refused(drawn_folder, tmp_path)
-
-
-class Malicious:
-    """Its pickle creates a folder where it is loaded."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.victim),)
 
 
 def test_a_damaged_state(run: Path, drawn_folder: Path, tmp_path: Path) -> None:

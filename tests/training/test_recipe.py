@@ -29,7 +29,12 @@ def test_settings_and_flags_go_over_a_recipe() -> None:
         ("cutuot=1", "Did you mean cutout"),
         ("cutout", "sets nothing"),
         ("cutout=much", "cutout must be a number, which 'much' is not"),
-        ("epochs=3.5", "epochs must be a whole number, which '3.5' is not"),
+        ("epochs=3.5", "epochs must be a whole number, which 3.5 is not"),
+        ("epochs='3'", "epochs must be a whole number, which '3' is not"),
+        ("epochs=true", "epochs must be a whole number, which True is not"),
+        pytest.param(f"epochs={'9' * 5000}", "epochs must be a whole number", id="5000 digits"),
+        pytest.param(f"lr={'9' * 400}", "lr must be a number", id="400 digits"),
+        ("lr=", "lr must be a number, which '' is not"),
         ("balance=1", "balance must be true or false"),
         ("cutout=1", "cutout must be at least 0 and below 1"),
         ("ema=-0.1", "ema must be"),
@@ -43,6 +48,12 @@ def test_settings_and_flags_go_over_a_recipe() -> None:
 def test_a_setting_that_cannot_be(setting: str, message: str) -> None:
     with pytest.raises(GhostEdgeError, match=message):
         load(None, [setting])
+
+
+def test_a_file_has_numbers_as_numbers(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("epochs = '3'")
+    with pytest.raises(GhostEdgeError, match="epochs must be a whole number, which '3' is not"):
+        load(str(tmp_path / "mine.toml"))
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

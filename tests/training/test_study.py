@@ -17,7 +17,8 @@ import pytest
 from ghostedge import checkpoint, cli
 from ghostedge.convert import Bundle
 from ghostedge.errors import GhostEdgeError, Paused
-from ghostedge.models import ARCHITECTURES, parse_name, synthetic
+from ghostedge.models import ARCHITECTURES, parse_name, sizes, synthetic
+from ghostedge.training import recipe
 from ghostedge.training import study as studies
 from ghostedge.training.state import Folder
 from ghostedge.training.study import load, require_done, study, summarize
@@ -139,12 +140,7 @@ def test_the_papers_rows_are_all_there() -> None:
 def test_the_targets_study_has_every_network_that_is_no_width_of_ours() -> None:
     arms = load(FILES / "targets.toml")
     trained = {arm.model for arm in arms.values()}
-    names = {
-        name if width is None else f"{name}-{width}x"
-        for name, entry in ARCHITECTURES.items()
-        if not name.startswith("ghostnetv3")
-        for width in entry.widths or (None,)
-    }
+    names = {name for name, *_ in sizes() if not name.startswith("ghostnetv3")}
     ours = {f"ghostnetv3-small-{width}x" for width in (0.5, 1.0, 2.8)}
     assert trained == names | ours
     same = {(arm.recipe.epochs, arm.recipe.lr, arm.seeds) for arm in arms.values()}
@@ -218,7 +214,17 @@ def test_a_budget(tmp_path: Path, few_images: Path) -> None:
     require_done(result, output)
     with pytest.raises(GhostEdgeError, match=r"a.seed-0 was run with epochs = 3, not 2"):
         study(file, output, settings=[*settings, "epochs=2"])
-    study(file, output, settings=[*settings, "a.published=50", "a.against=b"])
+    study(file, output, settings=[*settings, "a.published=50", "a.against=b", "compile=off"])
+    # A run of before there was a choice of precision.
+    stored = output / "runs/a/seed-0/result.json"
+    old = json.loads(stored.read_text())
+    del old["arm"]["precision"]
+    stored.write_text(json.dumps(old))
+    require_done(study(file, output, settings=settings, budget=1e-6), output)
+    with pytest.raises(
+        GhostEdgeError, match=r"a.seed-0 was run with precision = 'auto', not 'bf16'"
+    ):
+        study(file, output, settings=[*settings, "precision=bf16"])
 
 
 @pytest.mark.usefixtures("quick")
@@ -421,10 +427,21 @@ def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
         assert run is not None
         run["network"] = "net"  # the same in both
     shutil.copytree(bundle.path, tmp_path / "int8/net-32px-4")
-    latencies = studies._latencies(jobs, found, tmp_path)
+    latencies = studies._latencies(jobs, found, tmp_path, None)
     assert latencies.keys() == {"net-32px-4"} and 0 < latencies["net-32px-4"] < 1000
     shutil.rmtree(tmp_path / "int8")
-    assert studies._latencies(jobs, found, tmp_path) == latencies
+    assert studies._latencies(jobs, found, tmp_path, 0) == latencies
+    (tmp_path / "latency.json").unlink()
+    with pytest.raises(Paused, match="before net-32px-4 is timed"):
+        studies._latencies(jobs, found, tmp_path, 0)
+
+
+def test_a_teacher_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
+    """As caches of downloads have them, whose files have no ending."""
+    (tmp_path / "4f2a").write_bytes(b"")
+    (tmp_path / "net.onnx").symlink_to(tmp_path / "4f2a")
+    arms = load(write(tmp_path, f"[arms.a]\n{TINY}teachers = ['{tmp_path / 'net.onnx'}']\n"))
+    assert studies._jobs(arms, tmp_path)["a", 0].teachers == (str(tmp_path / "net.onnx"),)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +455,9 @@ def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
         ("[arms.a]\nteacher = 'b'", "arm 'a': it has a field 'teacher'.*Did you mean teachers"),
         ("[arms.a]\nseed = 3", "arm 'a': it has a field 'seed'.*Did you mean seeds"),
         ("[arms.a]\nepochs = 'many'", "arm 'a': epochs must be a whole number, which 'many' is not"),
+        ("[arms.a]\nepochs = '3'", "arm 'a': epochs must be a whole number, which '3' is not"),
         ("[arms.a]\nlr = -1", "arm 'a': lr must be above 0"),
+        pytest.param(f"[arms.a]\nalpha = {'9' * 400}", "alpha must be a number", id="400 digits"),
         ("[arms.a]\nseeds = 0", "arm 'a': seeds is the number of runs"),
         ("[arms.a]\nseeds = true", "arm 'a': seeds must be a whole number"),
         ("[arms.a]\nteachers = 'b'", "arm 'a': teachers must be a list of texts"),
@@ -459,7 +478,12 @@ def test_latencies_are_measured_once(tmp_path: Path, bundle: Bundle) -> None:
         ("[arms.a]\nmixup = 0.2", "arm 'a': mixup is for distillation only"),
         ("[arms.net]\n[arms.a]\nteachers = ['nett']", "teachers names 'nett'.*Did you mean net"),
         ("[arms.net]\n[arms.a]\nagainst = 'nett'", "against names 'nett'.*Did you mean net"),
+        ("[arms.a]\nagainst = 'a'", "arm 'a': against names itself"),
+        ("[arms.a]\nalpha = 0.1", "arm 'a': alpha is of distillation: name its teachers"),
         ("[arms.a]\nteachers = ['b']\n[arms.b]\nteachers = ['a']", "come back to itself"),
+        ("[arms.net]\nteachers=['a']\n[arms.a]\nteachers=['b']\n[arms.b]\nteachers=['a']",
+         "arm 'a': its teachers come back to itself, a to b to a: take one"),
+        ("[arms.a]\nteachers = ['a']", "arm 'a': its teachers come back to itself, a to a: take"),
         ("[arms.a", "is no study"),
     ],
 )  # fmt: skip
@@ -479,6 +503,34 @@ def test_settings(tmp_path: Path) -> None:
     for text in ("epochs", "c.epochs=3", "=", "b.=3"):
         with pytest.raises(GhostEdgeError):
             load(file, [text])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("precision=bf16", "bf16"),
+        ("flip='none'", "none"),
+        ('flip = "none"', "none"),
+        ("flip=none", "none"),
+        ("lr=0.05", 0.05),
+        ("lr=5e-4", 5e-4),
+        ("lr=1", 1.0),
+        ("epochs=3", 3),
+        ("batch=64", 64),
+        ("balance=true", True),
+        ("balance=True", True),
+        ("lr=.1", 0.1),
+        ("lr=5.", 5.0),
+        ("epochs=030", 30),
+    ],
+)
+def test_train_and_study_take_the_same_settings(
+    tmp_path: Path, setting: str, value: object
+) -> None:
+    arm = load(write(tmp_path, "[arms.a]\ndata = 'drawn'\n"), [setting])["a"]
+    assert arm.recipe == recipe.load(None, [setting])
+    found = getattr(arm.recipe, setting.partition("=")[0].strip())
+    assert (type(found), found) == (type(value), value)
 
 
 def test_data_are_looked_for_before_anything_runs(tmp_path: Path) -> None:
