@@ -18,7 +18,7 @@ from typing import Any
 
 from ghostedge import checkpoint, markdown
 from ghostedge.convert import export
-from ghostedge.data.sources import open_data, split
+from ghostedge.data.sources import open_data, recorded_split
 from ghostedge.evaluate import evaluate, paired
 from ghostedge.files import atomic_write
 from ghostedge.runtime import Classifier
@@ -33,10 +33,7 @@ def main(file: str, data: str) -> None:
         raise SystemExit(f"{file} is of a run that is not finished: --resume it.")
     sets = open_data(data)
     assert sets.train is not None and sets.test is not None
-    recorded = card.data["validation"]
-    if recorded is None or sets.train.fingerprint != card.data["fingerprint"]:
-        raise SystemExit(f"{file} was not trained on a split of {data}: name the data that it was.")
-    _, held_out = split(sets.train, recorded["fraction"], recorded["seed"])
+    _, held_out = recorded_split(sets.train, card.data)
     size = card.pixels.size
     parts = {
         "validation": (sets.train.read(size, held_out), sets.train.classes),

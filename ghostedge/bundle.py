@@ -141,6 +141,11 @@ def label_lines(text: str) -> list[str]:
     return lines
 
 
+def unnamed(count: int) -> list[str]:
+    """Return the labels of classes that nothing names."""
+    return [f"class {index}" for index in range(count)]
+
+
 def is_label(text: str) -> bool:
     """Return whether a class name can stand in labels.txt, however its lines are told apart."""
     return bool(text.strip()) and text.splitlines() == [text]

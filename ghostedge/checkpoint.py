@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghostedge.errors import GhostEdgeError, expect, nearest
+from ghostedge.errors import GhostEdgeError, expect, in_a_line, nearest
 from ghostedge.files import atomic_write
 from ghostedge.pixels import PixelContract
 
@@ -188,6 +188,6 @@ def network(checkpoint: Checkpoint, tensors: dict[str, np.ndarray], where: str) 
         net.load_state_dict(state)
     except RuntimeError as error:
         raise GhostEdgeError(
-            f"The tensors of {where} do not fit {checkpoint.name}: {' '.join(str(error).split())}"
+            f"The tensors of {where} do not fit {checkpoint.name}: {in_a_line(error)}."
         ) from error
     return net.eval()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint
-from ghostedge.bundle import LABELS, is_bundle, label_lines, read_labels, read_manifest
+from ghostedge.bundle import LABELS, is_bundle, label_lines, read_labels, read_manifest, unnamed
 from ghostedge.errors import GhostEdgeError, in_a_line
 
 
@@ -57,10 +57,7 @@ def installed(runtime: str) -> bool:
 
 
 class Backend:
-    """A model loaded in its runtime: `prepare` one batch, `invoke`, take the `result`.
-
-    The three steps are apart so that `invoke` alone can be timed.
-    """
+    """A model loaded in its runtime."""
 
     runtime: str
     precision: str
@@ -68,21 +65,15 @@ class Backend:
     classes: int
     batch = BATCH
     fixed = False
-    """Whether `prepare` takes exactly `batch` images, or up to that many."""
+    """Whether `run` takes exactly `batch` images, or up to that many."""
     dtype: np.dtype[Any] = np.dtype(np.float32)
     """Of the result, (images, classes): probabilities, or steps of `step` from `zero_point`."""
     step: float | None = None
     zero_point = 0
     labels: list[str] | None = None
 
-    def prepare(self, images: np.ndarray) -> None:
-        """Set the input: uint8 pixels (images, size, size, 3)."""
-        raise NotImplementedError
-
-    def invoke(self) -> None:
-        raise NotImplementedError
-
-    def result(self) -> np.ndarray:
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Return the result of uint8 pixels (images, size, size, 3)."""
         raise NotImplementedError
 
 
@@ -144,15 +135,11 @@ class LiteRT(Backend):
         if held & {np.int8, np.uint8}:
             self.precision = "mixed" if np.float32 in held else "int8"
 
-    def prepare(self, images: np.ndarray) -> None:
+    def run(self, images: np.ndarray) -> np.ndarray:
         kind = self.input["dtype"]
         values = (images.astype(np.int16) - 128) if kind == np.int8 else images
         self.net.set_tensor(self.input["index"], values.astype(kind))
-
-    def invoke(self) -> None:
         self.net.invoke()
-
-    def result(self) -> np.ndarray:
         return self.net.get_tensor(self.output["index"])
 
 
@@ -197,17 +184,12 @@ class OnnxRuntime(Backend):
         self.labels = label_lines(named) if named else None
         self.name = inputs[0].name
 
-    def prepare(self, images: np.ndarray) -> None:
-        self.feed = {self.name: np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)}
-
-    def invoke(self) -> None:
+    def run(self, images: np.ndarray) -> np.ndarray:
+        values = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
         try:
-            self.output = self.session.run(None, self.feed)[0]
+            return self.session.run(None, {self.name: values})[0]
         except Exception as error:
-            raise uncomputed(str(self.path), len(self.feed[self.name]), error) from error
-
-    def result(self) -> np.ndarray:
-        return self.output
+            raise uncomputed(str(self.path), len(images), error) from error
 
 
 class Torch(Backend):
@@ -223,21 +205,23 @@ class Torch(Backend):
         self.size, self.labels = stored.pixels.size, stored.labels
         self.classes = len(stored.labels)
 
-    def prepare(self, images: np.ndarray) -> None:
+    def normalized(self, images: np.ndarray) -> Any:
+        """Return what the net itself takes, a tensor (images, 3, size, size), for uint8 pixels."""
         values = self.pixels.normalize(images).transpose(0, 3, 1, 2)
-        self.input = self.torch.from_numpy(np.ascontiguousarray(values))
+        return self.torch.from_numpy(np.ascontiguousarray(values))
 
-    def invoke(self) -> None:
+    def logits(self, values: Any) -> Any:
+        """Return what the net itself gives for `normalized` pixels."""
         before = self.torch.get_num_threads()
         self.torch.set_num_threads(self.threads)
         try:
             with self.torch.inference_mode():
-                self.logits = self.net(self.input)
+                return self.net(values)
         finally:
             self.torch.set_num_threads(before)
 
-    def result(self) -> np.ndarray:
-        return probabilities(self.logits.numpy())
+    def run(self, images: np.ndarray) -> np.ndarray:
+        return probabilities(self.logits(self.normalized(images)).numpy())
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -299,9 +283,7 @@ class Classifier:
             count = len(chunk)
             if backend.fixed and count < backend.batch:
                 chunk = np.resize(chunk, (backend.batch, *chunk.shape[1:]))
-            backend.prepare(chunk)
-            backend.invoke()
-            outputs.append(backend.result()[:count])
+            outputs.append(backend.run(chunk)[:count])
         return np.concatenate(outputs)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -413,7 +395,7 @@ def _labels(path: Path, backend: Backend) -> list[str]:
         elif beside.is_file():
             where, labels = beside, read_labels(beside)
     if labels is None:
-        return [f"class {index}" for index in range(backend.classes)]
+        return unnamed(backend.classes)
     if len(labels) != backend.classes:
         raise GhostEdgeError(
             f"{path} has {backend.classes} classes and {where} names {len(labels)} labels: "

@@ -31,7 +31,7 @@ import ghostedge
 from ghostedge import checkpoint, markdown
 from ghostedge.bundle import read_manifest
 from ghostedge.files import atomic_write, sha256
-from ghostedge.models import profile
+from ghostedge.models import create, fold, profile
 from ghostedge.runtime import Classifier
 from ghostedge.targets import BASE
 
@@ -46,28 +46,6 @@ PARTS = {
 }
 
 
-class ResNet8(nn.Module):
-    """MLPerf Tiny's image classification network (mlcommons/tiny, resnet_v1_eembc): 78 k parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
-        self.stages = nn.ModuleList()
-        for before, width in ((16, 16), (16, 32), (32, 64)):
-            stride = 1 if before == width else 2
-            first = nn.Conv2d(before, width, 3, stride, 1)
-            body = nn.Sequential(first, nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
-            short = nn.Identity() if stride == 1 else nn.Conv2d(before, width, 1, stride)
-            self.stages.append(nn.ModuleList([body, short]))
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        for body, short in self.stages:
-            x = torch.relu(body(x) + short(x))
-        return self.head(x.mean((2, 3)))
-
-
 class Pixels(nn.Module):
     """Raw pixels 0-255 to what a net was made for."""
 
@@ -80,7 +58,7 @@ def peers() -> dict[str, nn.Module]:
 
     torch.manual_seed(0)
     return {
-        "ResNet-8 (MLPerf Tiny)": ResNet8(),
+        "ResNet-8 (MLPerf Tiny)": fold(create("resnet8")),
         "MobileNetV3-Small (torchvision) at 32 px": torchvision.models.mobilenet_v3_small(
             num_classes=10
         ),

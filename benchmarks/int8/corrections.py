@@ -28,7 +28,7 @@ from ghostedge.convert import to_onnx, tune
 from ghostedge.convert.evidence import QAT_IMAGES, sample
 from ghostedge.convert.fake_quant import Graph
 from ghostedge.convert.repair import Variant
-from ghostedge.data.sources import open_data, split
+from ghostedge.data.sources import open_data, recorded_split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
 from ghostedge.runtime import Classifier
@@ -70,8 +70,7 @@ def main() -> None:
     net = fold(checkpoints.network(card, tensors, str(file)))
     data = open_data(arguments.data)
     assert data.train is not None
-    recorded = card.data["validation"]
-    train, validation = split(data.train, recorded["fraction"], recorded["seed"])
+    train, validation = recorded_split(data.train, card.data)
     parts = [data.train.read(card.pixels.size, validation)]
     if arguments.test:
         assert data.test is not None

@@ -24,7 +24,7 @@ from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
 from ghostedge.convert.ranges import BINS, Histogram, Ranges, visit
-from ghostedge.data.sources import open_data, split
+from ghostedge.data.sources import open_data, recorded_split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
 from ghostedge.runtime import Classifier
@@ -137,8 +137,7 @@ def main(weights: str, data: str, *images: str) -> None:
     card, net = checkpoints.build(weights)
     source = open_data(data).train
     assert source is not None
-    recorded = card.data["validation"]
-    train, rest = split(source, recorded["fraction"], recorded["seed"])
+    train, rest = recorded_split(source, card.data)
     held_out = source.read(card.pixels.size, rest)
     core = to_onnx.simplified(to_onnx.core(fold(net), card.pixels, to_onnx.TFLITE_OPSET), 1)
     rows: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_onnx, to_tflite
 from ghostedge.convert.evidence import sample
 from ghostedge.convert.repair import Files, ladder
-from ghostedge.data.sources import Data, open_data, split
+from ghostedge.data.sources import Data, open_data, recorded_split
 from ghostedge.evaluate import paired
 from ghostedge.models import fold
 from ghostedge.pixels import PixelContract
@@ -46,9 +46,8 @@ def exported(net: nn.Module, pixels: PixelContract, calibration: np.ndarray, fol
 def row(weights: str, sets: Data, folder: Path) -> str:
     """Return a line of the table: agreement and points lost, by file and kernels."""
     card, net = checkpoints.build(weights)
-    recorded = card.data["validation"]
     assert sets.train is not None and sets.test is not None
-    train, rest = split(sets.train, recorded["fraction"], recorded["seed"])
+    train, rest = recorded_split(sets.train, card.data)
     size = card.pixels.size
     calibration = sets.train.read(size, sample(sets.train, train, 500, 0)).pixels
     parts = [sets.train.read(size, rest), sets.test.read(size)]

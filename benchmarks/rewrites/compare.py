@@ -30,7 +30,7 @@ from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_tflite, to_onnx, to_tflite
 from ghostedge.convert.ranges import observe
 from ghostedge.convert.rewrites import CONVERTED, TFLITE
-from ghostedge.data.sources import open_data, split
+from ghostedge.data.sources import open_data, recorded_split
 from ghostedge.latency.runner import PROTOCOL, machine
 from ghostedge.latency.timing import bench
 from ghostedge.models import fold
@@ -58,8 +58,7 @@ def images(card: checkpoints.Checkpoint, data: str) -> tuple[np.ndarray, np.ndar
     """Return calibration images, and images with labels that the net was not trained on."""
     source = open_data(data).train
     assert source is not None
-    recorded = card.data["validation"]
-    train, rest = split(source, recorded["fraction"], recorded["seed"])
+    train, rest = recorded_split(source, card.data)
     random = np.random.default_rng(0)
     calibration = source.read(card.pixels.size, np.sort(random.choice(train, 200, replace=False)))
     held_out = source.read(card.pixels.size, np.sort(random.choice(rest, 1000, replace=False)))

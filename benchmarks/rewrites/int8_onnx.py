@@ -28,7 +28,7 @@ import onnxruntime
 from ghostedge import checkpoint as checkpoints
 from ghostedge.convert import to_int8_onnx, to_onnx
 from ghostedge.convert.rewrites import ORT_INT8
-from ghostedge.data.sources import open_data, split
+from ghostedge.data.sources import open_data, recorded_split
 from ghostedge.evaluate import paired
 from ghostedge.latency.runner import PROTOCOL, machine
 from ghostedge.latency.timing import bench
@@ -89,8 +89,7 @@ def main(weights: str, data: str) -> None:
     card, net = checkpoints.build(weights)
     source = open_data(data).train
     assert source is not None
-    recorded = card.data["validation"]
-    train, rest = split(source, recorded["fraction"], recorded["seed"])
+    train, rest = recorded_split(source, card.data)
     chosen = np.sort(np.random.default_rng(0).choice(train, 500, replace=False))
     calibration = source.read(card.pixels.size, chosen).pixels
     held_out = source.read(card.pixels.size, np.sort(rest))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ghostedge.bundle import CAMERA
+from ghostedge.bundle import CAMERA, GOLDEN, LABELS, MANIFEST, REPORTS, TIMINGS
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.files import read_toml
 
@@ -157,9 +157,7 @@ class Plan:
         labelled = f" and at most {self.check_samples} labelled images of each part of {self.data}"
         lines.append(f"check every stage on synthetic images{labelled if self.data else ''}")
         lines.append(f"write {', '.join(self.artefacts)}")
-        lines.append(
-            "write labels.txt, golden.npz, manifest.json, timings.json, report.md, report.html"
-        )
+        lines.append(f"write {', '.join((LABELS, GOLDEN, MANIFEST, TIMINGS, *REPORTS))}")
         return lines + self.caveats
 
 

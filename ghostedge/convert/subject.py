@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ghostedge import checkpoint
-from ghostedge.bundle import is_label
+from ghostedge.bundle import is_label, unnamed
 from ghostedge.convert import foreign_onnx, to_onnx
 from ghostedge.convert.evidence import ImageSet
 from ghostedge.convert.plan import Plan
@@ -88,7 +88,7 @@ class Subject:
                     f"The data has {len(classes)} classes and {self.name} has {self.classes}, which "
                     "nothing names: give their names in the order of its outputs, --labels FILE."
                 )
-            self.labels = list(classes or (f"class {i}" for i in range(self.classes)))
+            self.labels = list(classes or unnamed(self.classes))
         for label in self.labels:
             if not is_label(label):
                 raise GhostEdgeError(

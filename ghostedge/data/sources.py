@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -299,6 +299,20 @@ def split(source: Source, fraction: float, seed: int) -> tuple[np.ndarray, np.nd
         count = math.floor(fraction * len(members) + 0.5)
         chosen[members[: min(max(count, 1), len(members) - 1)]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def recorded_split(source: Source | None, data: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `split` gave the training of a checkpoint, whose card has `data`.
+
+    Raises GhostEdgeError for other images than it was trained on.
+    """
+    recorded = data.get("validation")
+    if source is None or recorded is None or data.get("fingerprint") != source.fingerprint:
+        raise GhostEdgeError(
+            f"The checkpoint was not trained on a part of {source.name if source else 'these images'}: "
+            "name the data that it was."
+        )
+    return split(source, recorded["fraction"], recorded["seed"])
 
 
 def match_classes(source_classes: Sequence[str], model_labels: Sequence[str]) -> np.ndarray:

@@ -192,10 +192,10 @@ def _torch(path: str, threads: int) -> Loaded:
     from ghostedge.runtime import Torch
 
     net = Torch(Path(path), threads)
-    net.prepare(_random(path, (1, net.size, net.size, 3), np.uint8))
+    values = net.normalized(_random(path, (1, net.size, net.size, 3), np.uint8))
     found = Loaded()
-    found.precision, found.batch, found.invoke = net.precision, 1, net.invoke
-    found.imgsz = net.size
+    found.precision, found.batch, found.imgsz = net.precision, 1, net.size
+    found.invoke = lambda: net.logits(values)
     return found
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ghostedge.bundle import unnamed
 from ghostedge.checkpoint import Checkpoint
 from ghostedge.errors import GhostEdgeError, nearest
 from ghostedge.models import create
@@ -209,7 +210,7 @@ def _width(state: dict[str, Tensor], spec: Spec) -> float:
 def _labels(labels: list[str] | None, classes: int, source: str) -> list[str]:
     if labels is None:
         known = source == "reference" and classes == len(CIFAR10)
-        return list(CIFAR10) if known else [f"class {i}" for i in range(classes)]
+        return list(CIFAR10) if known else unnamed(classes)
     if len(labels) != classes:
         raise GhostEdgeError(
             f"{len(labels)} labels were given for a network of {classes} classes: "

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostedge import checkpoint
+from ghostedge.bundle import unnamed
 from ghostedge.errors import GhostEdgeError, needing
 from ghostedge.files import sha256
 from ghostedge.models.reparam import fold
@@ -234,7 +235,7 @@ class Teacher:
                 self.classifier.size,
                 self.classifier.labels,
             )
-            if own == [f"class {index}" for index in range(len(own))] and len(own) == len(labels):
+            if own == unnamed(len(labels)):
                 own = list(labels)  # the file names none
         else:
             file = checkpoint.find(source)
