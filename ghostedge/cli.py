@@ -130,30 +130,19 @@ def export(
     ] = False,
 ) -> None:
     """Fold, convert, quantize and check a checkpoint or an .onnx file; write a bundle."""
+    given: dict[str, Any] = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("model", "recipe", "dry_run")
+    }
     from ghostedge.bundle import TIMINGS, read_labels
     from ghostedge.checkpoint import find
     from ghostedge.convert.plan import make_plan
 
-    given = {
-        "int8": int8,
-        "half": half,
-        "data": data,
-        "output": output,
-        "format": format,
-        "io": io,
-        "imgsz": imgsz,
+    given |= {
         "labels": None if labels is None else read_labels(labels),
         "mean": _numbers("--mean", mean),
         "std": _numbers("--std", std),
-        "batch": batch,
-        "opset": opset,
-        "calib_samples": calib_samples,
-        "check_samples": check_samples,
-        "max_drop": max_drop,
-        "qat": qat,
-        "seed": seed,
-        "camera": camera,
-        "author": author,
     }
     plan = make_plan(model, recipe, given)
     find(model)

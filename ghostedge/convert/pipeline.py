@@ -149,25 +149,7 @@ def export(
     cases nothing is written and what was at `output` stays.
     """
     given = {
-        "output": output,
-        "int8": int8,
-        "half": half,
-        "format": format,
-        "data": data,
-        "io": io,
-        "imgsz": imgsz,
-        "labels": labels,
-        "mean": mean,
-        "std": std,
-        "batch": batch,
-        "opset": opset,
-        "calib_samples": calib_samples,
-        "check_samples": check_samples,
-        "max_drop": max_drop,
-        "qat": qat,
-        "seed": seed,
-        "camera": camera,
-        "author": author,
+        name: value for name, value in locals().items() if name not in ("model", "recipe", "say")
     }
     if isinstance(model, (str, os.PathLike)):
         return run(make_plan(os.fspath(model), recipe, given), say)

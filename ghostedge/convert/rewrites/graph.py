@@ -30,6 +30,15 @@ class Graph:
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
+    def weights(self, conv: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a Conv's weights and its bias, zeros where it has none; None where they are computed."""
+        weight = self.constant(conv.input[1])
+        biased = len(conv.input) > 2 and conv.input[2] != ""
+        bias = self.constant(conv.input[2]) if biased else None
+        if weight is None or (biased and bias is None):
+            return None
+        return weight, np.zeros(len(weight), weight.dtype) if bias is None else bias
+
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Return a tensor's shape, None in it for a free axis; None where nothing is known."""
         value = self.values.get(name)

@@ -62,13 +62,10 @@ def _add_to_bias(view: Graph, name: str) -> bool:
     conv, readers = view.producer(name), view.consumers(name)
     if conv is None or conv.op_type != "Conv" or readers is None or len(readers) != 1:
         return False
-    weight = view.constant(conv.input[1])
-    biased = len(conv.input) > 2 and conv.input[2] != ""
-    bias = view.constant(conv.input[2]) if biased else None
-    if weight is None or (biased and bias is None):
+    found = view.weights(conv)
+    if found is None:
         return False
-    old = np.zeros(len(weight), np.float32) if bias is None else bias
-    new = view.new_constant(f"{name}/bias_plus_3", old + np.float32(3))
+    new = view.new_constant(f"{name}/bias_plus_3", found[1] + np.float32(3))
     conv.input[:] = [*conv.input[:2], new]
     return True
 

@@ -31,14 +31,13 @@ def hard_sigmoid_clip(model: onnx.ModelProto) -> int:
             continue
         if view.consumers(source) != [node]:
             continue
-        weight = view.constant(conv.input[1])
-        biased = len(conv.input) > 2 and conv.input[2] != ""
-        bias = view.constant(conv.input[2]) if biased else np.zeros(1, np.float32)
-        if weight is None or bias is None or weight.dtype != np.float32:
+        found = view.weights(conv)
+        if found is None or found[0].dtype != np.float32:
             continue
+        weight, bias = found
         stated = attributes(node)
         alpha = np.float32(stated.get("alpha", 0.2))
-        shifted = np.resize(bias, len(weight)) * alpha + np.float32(stated.get("beta", 0.5))
+        shifted = bias * alpha + np.float32(stated.get("beta", 0.5))
         conv.input[:] = [
             conv.input[0],
             view.new_constant(f"{target}/weight", weight * alpha),

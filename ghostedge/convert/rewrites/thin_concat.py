@@ -98,7 +98,7 @@ def _module(view: Graph, concat: onnx.NodeProto) -> Module | None:
     primary = before[0]
     if primary is None or primary.op_type != "Conv":
         return None
-    weights = _weights(view, primary), _weights(view, cheap)
+    weights = view.weights(primary), view.weights(cheap)
     if weights[0] is None or weights[1] is None or not _keeps_size(cheap, weights[1][0]):
         return None
     if attributes(primary).get("group", 1) != 1:
@@ -115,15 +115,11 @@ def _only(view: Graph, name: str, readers: list[onnx.NodeProto]) -> onnx.NodePro
     return view.producer(name)
 
 
-def _weights(view: Graph, conv: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray] | None:
-    weight = view.constant(conv.input[1])
-    bias = view.constant(conv.input[2]) if len(conv.input) > 2 else None
-    return None if weight is None or bias is None or weight.ndim != 4 else (weight, bias)
-
-
 def _keeps_size(conv: onnx.NodeProto, weight: np.ndarray) -> bool:
     """Return whether a Conv is depthwise, channel by channel, with its kernel around each pixel."""
     stated: dict[str, Any] = attributes(conv)
+    if weight.ndim != 4:
+        return False
     height, width = weight.shape[2:]
     return (
         stated.get("group", 1) == len(weight)
