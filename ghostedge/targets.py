@@ -72,27 +72,20 @@ class Ranking(NamedTuple):
     sources: list[str]
 
 
-def rank(
-    target: str,
-    *,
-    within: float | None = None,
-    imgsz: int = 32,
-    weights: Mapping[str, Path] | None = None,
-) -> Ranking:
-    """Rank weights by accuracy on what a target can afford.
+def rank(target: str, *, within: float | None = None, imgsz: int = 32) -> Ranking:
+    """Rank the shipped weights by accuracy on what a target can afford.
 
     Args:
         target: of `TARGETS`, or the .json file that `ghostedge bench --output` wrote on a board.
         within: highest cost, in the target's unit; of a cost, three digits count, as they are shown.
         imgsz: image size that costs are for.
-        weights: checkpoints by name; by default those that travel with the package.
 
     Only checkpoints that were measured on the same images are compared: those of most of them.
     Raises GhostEdgeError for an unknown target or size, and where nothing is left to rank.
     """
     exact, unit, source = costs_of(target, imgsz)
     costs = {name: _shown(cost) for name, cost in exact.items()}
-    tops, measured = _accuracies(checkpoint.shipped() if weights is None else weights)
+    tops, measured = _accuracies(checkpoint.shipped())
     # The file hardly depends on the image size: where that is not in the table, another's will do.
     rows = sorted(_int8(), key=lambda row: bool(row["size"] == imgsz))
     sizes = {row["network"]: row["bytes"] / 1e3 for row in rows}

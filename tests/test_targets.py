@@ -167,7 +167,7 @@ def test_the_papers_network_against_ours(benchmark: Any) -> None:
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> dict[str, Path]:
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Checkpoints without tensors: only what they record of accuracy is read."""
     found = {}
     for name, top1 in TOP1.items():
@@ -178,6 +178,7 @@ def weights(tmp_path: Path) -> dict[str, Path]:
         card.data = {"name": "figures", "fingerprint": "12345678"}
         found[name] = tmp_path / f"{name}.safetensors"
         save(found[name], card, {})
+    monkeypatch.setattr(targets.checkpoint, "shipped", lambda: found)
     return found
 
 
@@ -201,13 +202,13 @@ def names(ranking: targets.Ranking) -> list[str]:
 def test_order_by_accuracy_at_cost(
     costs: None, weights: dict[str, Path], target: str, within: float | None, expected: list[str]
 ) -> None:
-    assert names(rank(target, within=within, weights=weights)) == expected
+    assert names(rank(target, within=within)) == expected
 
 
 def test_what_nothing_beats_is_marked_and_sources_are_named(
     costs: None, weights: dict[str, Path]
 ) -> None:
-    found = rank("desktop", weights=weights)
+    found = rank("desktop")
     best = [choice.name for choice in found.choices if choice.best]
     assert best == ["resnet20", "resnet8"]
     assert "made up" in found.sources[0] and "a CPU with avx512_vnni" in found.sources[0]
@@ -215,7 +216,7 @@ def test_what_nothing_beats_is_marked_and_sources_are_named(
 
 
 def test_a_microcontroller_is_short_of_flash_too(costs: None, weights: dict[str, Path]) -> None:
-    found = rank("microcontroller", weights=weights)
+    found = rank("microcontroller")
     assert [(c.name, c.cost, c.size, c.best) for c in found.choices] == [
         ("resnet20", 57.6, 300, True),
         ("ghostnetv3-small-1.0x", 60, 200, True),  # more RAM than the first, but less flash
@@ -231,7 +232,7 @@ def test_only_weights_measured_on_the_same_images_are_compared(
     card.accuracy = {"test": {"top1": 99.0, "images": 500}}
     card.data = {"name": "others", "fingerprint": "87654321"}
     save(weights["resnet8"], card, {})
-    assert "resnet8" not in names(rank("pi4", weights=weights))
+    assert "resnet8" not in names(rank("pi4"))
 
 
 @pytest.fixture(scope="module")
@@ -263,28 +264,26 @@ def test_a_target_of_ones_own_board(
     weights: dict[str, Path],
     timed: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = tmp_path / "board.json"
     results.write([timed], file)
     with pytest.raises(GhostEdgeError, match="no int8 model of a known network"):
-        rank(str(file), weights=weights)
+        rank(str(file))
 
     # The best of one thread, which those of two are not compared with.
     faster = {name: ms / 2 for name, ms in TIMES.items()}
     slower = {name: ms * 2 for name, ms in TIMES.items()}
     made = [board(timed, **TIMES), board(timed, threads=2, **faster), board(timed, **slower)]
     results.write(made, file)
-    found = rank(str(file), weights=weights)
+    found = rank(str(file))
     assert [(c.name, c.cost, c.best) for c in found.choices] == [
         ("resnet20", 3.0, True),
         ("ghostnetv3-small-1.0x", 4.0, False),
     ]
     assert "at 32 pixels" in found.sources[0] and "with 1 thread on my board" in found.sources[0]
     with pytest.raises(GhostEdgeError, match=r"known network at 96 pixels, only at 32: .*--imgsz"):
-        rank(str(file), imgsz=96, weights=weights)
+        rank(str(file), imgsz=96)
 
-    monkeypatch.setattr(targets.checkpoint, "shipped", lambda: weights)
     chosen, why = choose(str(file))
     assert chosen.name == "resnet20" and "at most 4 ms" in why
     results.write([board(timed, resnet20=3.0, resnet8=1.0)], file)
@@ -294,12 +293,12 @@ def test_a_target_of_ones_own_board(
 
     results.write([board(timed, **TIMES), board(timed, name="another", **TIMES)], file)
     with pytest.raises(GhostEdgeError, match=r"of another \(.*\) and my board \("):
-        rank(str(file), weights=weights)
+        rank(str(file))
     other = board(timed, **TIMES)
     other["machine"] = {**other["machine"], "features": []}
     results.write([board(timed, **TIMES), other], file)
     with pytest.raises(GhostEdgeError, match=r"of my board \(.*\) and my board \("):
-        rank(str(file), weights=weights)
+        rank(str(file))
 
 
 def test_a_file_of_a_bundle_is_known_by_its_hash(
@@ -325,13 +324,13 @@ def test_a_file_of_a_bundle_is_known_by_its_hash(
     result["rows"].append({**result["rows"][1], "model": camera, "median": 0.1})
     file = tmp_path / "board.json"
     results.write([result], file)
-    found = rank(str(file), weights=weights)
+    found = rank(str(file))
     assert {c.name: c.cost for c in found.choices} == {"ghostnetv3-small-1.0x": 1, "resnet8": 2}
 
     # A foreign net that is called as one of ours.
     del manifest["source"]["architecture"]
     write_manifest(folder, manifest)
-    found = rank(str(file), weights=weights)
+    found = rank(str(file))
     assert {c.name: c.cost for c in found.choices} == {"resnet8": 2}
 
 
@@ -351,7 +350,7 @@ def test_a_time_that_is_no_figure(
     results.write([board(timed, **TIMES)], file)
     file.write_text(file.read_text().replace('"median": 3.0', f'"median": {median}'))
     with pytest.raises(GhostEdgeError, match="is no figure"):
-        rank(str(file), weights=weights)
+        rank(str(file))
 
 
 def test_a_name_with_terminal_escapes(costs: None, timed: dict[str, Any], tmp_path: Path) -> None:
@@ -372,7 +371,7 @@ def test_a_file_by_the_name_of_its_network(
     )
     file = tmp_path / "board.json"
     results.write([result], file)
-    found = rank(str(file), weights=weights)
+    found = rank(str(file))
     assert [choice.name for choice in found.choices] == [*TIMES]
 
 
@@ -388,7 +387,7 @@ def test_what_cannot_be_ranked(
     costs: None, weights: dict[str, Path], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(GhostEdgeError, match=message):
-        rank(weights=weights, **arguments)
+        rank(**arguments)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -428,13 +427,11 @@ def test_the_readme_says_what_training_starts_from() -> None:
 def test_the_cheapest_near_the_best_is_chosen(
     costs: None,
     weights: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
     target: str,
     within: float | None,
     size: int,
     expected: str,
 ) -> None:
-    monkeypatch.setattr(targets.checkpoint, "shipped", lambda: weights)
     chosen, why = choose(target, within, size)
     assert chosen.name == expected
     assert f"--for {target}" + " --imgsz 96" * (size == 96) + "`" in why

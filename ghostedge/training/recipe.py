@@ -76,7 +76,7 @@ class Recipe:
     clip: float = 0.0
     """Largest norm of a step's gradient, 0 for no limit."""
     balance: bool = False
-    """Weigh the classes of uneven folders against their number of images."""
+    """Weigh the classes of uneven folders, in the loss, against their number of images."""
     patience: int = 0
     """Stop after that many epochs without a better validation, 0 for never."""
     shift: float = 0.125

@@ -150,6 +150,7 @@ def study(
     `output` receives a folder for each run (see `train`), and after each of them results.json,
     results.csv and results.md; at the end accuracy.png. A run that fails takes only its students
     along. The epoch is chosen on the validation split; test images are read once, at the end of a run.
+    A script that calls this does so below `if __name__ == "__main__":`, as runs import it anew.
 
     Args:
         settings: texts such as "epochs=2", for every arm, or "ARM.epochs=2", for one.
