@@ -88,12 +88,12 @@ class Folder:
         """Read the state; raises GhostEdgeError for a damaged one or one of another run."""
         try:
             state = torch.load(self.state, weights_only=True, map_location="cpu")
-            theirs = json.loads(state["identity"])
+            # What a recipe did not have then is as it is by default.
+            theirs = {**dataclasses.asdict(Recipe()), **json.loads(state["identity"])}
         except Exception as error:  # a damaged zip or pickle raises what it likes
             raise self.damaged(error) from error
         del state["identity"]
         ours = json.loads(json.dumps(identity))
-        theirs = {**dataclasses.asdict(Recipe()), **theirs}  # what a recipe did not have then
         for key in {**ours, **theirs}:
             if theirs.get(key) != ours.get(key):
                 raise GhostEdgeError(
