@@ -298,8 +298,8 @@ def test_a_compiler_that_is_missing(
     drawn_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(GhostEdgeError, match="train with --compile off") as caught:
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(GhostEdgeError, match="train with --compile off") as caught:
         learn(drawn_folder, tmp_path / "run", model="resnet8", compile="default")
     assert "\n" not in str(caught.value)
 
