@@ -32,10 +32,7 @@ def is_bundle(path: str | os.PathLike[str]) -> bool:
     """Return whether `path` is a folder with a manifest that this ghostedge reads."""
     try:
         read_manifest(path)
-    except (
-        GhostEdgeError,
-        OSError,
-    ):  # OSError: what may not be looked at, or is no name of a file here
+    except (GhostEdgeError, OSError):  # such as a name that is too long here
         return False
     return True
 

@@ -202,19 +202,19 @@ def _of_bench(path: Path, imgsz: int) -> tuple[dict[str, float], str, str]:
             f"{path} has the times of {' and '.join(machines)}: name a file of one of them."
         )
     quantized = [
-        row
+        (name, row)
         for result in found
         for row in result["rows"]
-        if row["precision"] in runner.QUANTIZED and row["batch"] == 1 and _network(row)
+        if row["precision"] in runner.QUANTIZED and row["batch"] == 1 and (name := _network(row))
     ]
-    rows = [row for row in quantized if row["imgsz"] == imgsz]
-    threads = min((row["threads"] for row in rows), default=1)
+    rows = [(name, row) for name, row in quantized if row["imgsz"] == imgsz]
+    threads = min((row["threads"] for _, row in rows), default=1)
     costs: dict[str, float] = {}
-    for row in (row for row in rows if row["threads"] == threads):
-        name = str(_network(row))
-        costs[name] = min(row["median"], costs.get(name, row["median"]))
+    for name, row in rows:
+        if row["threads"] == threads:
+            costs[name] = min(row["median"], costs.get(name, row["median"]))
     if not costs:
-        sizes = " and ".join(str(size) for size in sorted({row["imgsz"] for row in quantized}))
+        sizes = " and ".join(str(size) for size in sorted({row["imgsz"] for _, row in quantized}))
         raise GhostEdgeError(
             f"{path} has no int8 model of a known network at {imgsz} pixels"
             + (

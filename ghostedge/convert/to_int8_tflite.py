@@ -109,9 +109,8 @@ class _Quantizer:
     def __init__(self, flat: Flat, ranges: Ranges, io: str, in_float: Collection[str]) -> None:
         self.flat, self.ranges, self.io = flat, ranges, io
         (self.image,), (self.scores,) = flat.graph.inputs, flat.graph.outputs
-        self.fixed: dict[int, Affine] = {
-            self.scores: FIXED[OPS.SOFTMAX]
-        }  # whatever op ends in them
+        self.fixed: dict[int, Affine] = {self.scores: FIXED[OPS.SOFTMAX]}
+        """Scales that are given, that of the scores whatever op ends in them."""
         self.normalization(keep=io == "float32")
         for op in flat.operators(OPS.HARD_SWISH):
             if flat.name(op.outputs[0]) not in in_float:
