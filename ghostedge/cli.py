@@ -90,6 +90,7 @@ def export(
         str | None,
         typer.Option(help="Labelled images, a folder or a set, to calibrate and check on."),
     ] = None,
+    download: Download = False,
     output: Output = None,
     recipe: Annotated[
         str | None, typer.Option(help="app, web, raspberry-pi, microcontroller, server, or a file.")

@@ -70,7 +70,7 @@ def gather(plan: Plan, subject: Subject) -> Evidence:
     if plan.data is None:
         card = {"kind": "synthetic", "images": len(synthetic), "sha256": _digest(synthetic)}
         return Evidence(synthetic, card, sets)
-    data = open_data(plan.data)
+    data = open_data(plan.data, plan.download)
     names, size = subject.name_classes(data.classes), subject.pixels.size
     train, rest, origin = _parts(data.train, data.val, subject, plan)
     card = {"kind": "real", "data": data.name, "validation": origin}

@@ -99,6 +99,7 @@ def export(
     half: bool | None = None,
     format: Sequence[str] | None = None,
     data: str | None = None,
+    download: bool = False,
     io: str | None = None,
     imgsz: int | None = None,
     labels: Sequence[str] | None = None,
@@ -127,6 +128,7 @@ def export(
         half: add model_fp16.tflite.
         format: "onnx", "tflite" or both (the default).
         data: labelled images to calibrate and check on (see `ghostedge.data.sources.open_data`).
+        download: fetch the named set where it is not there.
         io: input and output type of model_int8.tflite: "uint8" (default), "int8" or "float32".
         imgsz: height and width of the input, the checkpoint's or the file's by default.
         labels: names of a foreign net's classes, in output order; by default those of `data`, else

@@ -48,6 +48,8 @@ class Plan:
     half: bool = False
     format: tuple[str, ...] = FORMATS
     data: str | None = None
+    download: bool = False
+    """Fetch the named set where it is not there; never from a recipe."""
     io: str = "uint8"
     imgsz: int | None = None
     labels: tuple[str, ...] | None = None
@@ -233,7 +235,8 @@ def _read_recipe(name: str) -> dict[str, Any]:
         section: {f.name: str(f.type).removesuffix(" | None") for f in dataclasses.fields(options)}
         for section, options in (("export", Plan), ("limits", Limits))
     }
-    del types["export"]["model"], types["export"]["limits"]
+    for key in ("model", "limits", "download"):
+        del types["export"][key]
     found: dict[str, Any] = {}
     for section, keys in types.items():
         table = content.pop(section, {})

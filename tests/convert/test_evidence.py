@@ -178,3 +178,17 @@ def test_a_validation_split_holds_no_calibration_image(trained: Path) -> None:
     calibration = {image.tobytes() for image in found.calibration}
     for name in ("validation", "test"):
         assert not calibration & {image.tobytes() for image in found.sets[name].pixels}
+
+
+def test_a_set_is_fetched_only_when_asked(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("GHOSTEDGE_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", fetch)
+    with pytest.raises(GhostEdgeError, match="add --download"):
+        gathered(trained, "cifar10")
+    with pytest.raises(GhostEdgeError, match="Cannot fetch cifar10 .* no network"):
+        gathered(trained, "cifar10", download=True)
