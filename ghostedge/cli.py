@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,7 @@ def _options(
 def main() -> None:
     """Run the command line. Bad input ends in one sentence and exit code 2, a failed check in 1."""
     table = ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written remains
     for stream in (sys.stdout, sys.stderr):  # a file's name may be no valid UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -62,9 +64,10 @@ def main() -> None:
     except GhostEdgeError as error:
         message, code = str(error), error.exit_code
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        message, code = f"{error.filename} cannot be used: {error.strerror}.", 2
+        what = "The output" if error.filename is None else error.filename
+        message, code = f"{what} cannot be used: {error.strerror}.", 2
     except Exception as error:
         # A wrong flag: the class of the error is Click's, which newer versions of Typer hide.
         if not hasattr(error, "format_message"):

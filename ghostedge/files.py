@@ -128,11 +128,30 @@ def _refuse_foreign(path: Path, replaceable: Callable[[Path], bool]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and keep other processes of ours out of it; a killed one lets go of it.
+
+    Raises GhostEdgeError where one is at work in it. On a failure it goes again, if it is empty.
+    """
+    with contextlib.ExitStack() as stack:
+        with reported(folder):
+            stack.enter_context(_parents(folder / "any"))
+            try:
+                stack.enter_context(_locked(folder, wait=False))
+            except BlockingIOError as error:
+                raise GhostEdgeError(
+                    f"Another run writes to {folder}: wait for its end, or name another --output."
+                ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Keep other processes of ours from swapping folders in `folder`; a killed one lets go of it.
 
-    Two exports to one place then replace it one after the other. Where the system has no such lock
-    (Windows, some network drives), the slower one may fail, and says so.
+    Two exports to one place then replace it one after the other; without `wait` the second raises
+    BlockingIOError. Where the system has no such lock (Windows, some network drives), the slower one
+    may fail, and says so.
     """
     try:
         import fcntl
@@ -141,8 +160,12 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:  # a drive without locks
+            pass
         yield
     finally:
         os.close(handle)
@@ -151,6 +174,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def _flush(file: Path) -> None:
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
+
+
+def printable(name: str) -> str:
+    r"""Return a file's name as text that can be stored: bytes that are no UTF-8 as \xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def cache() -> Path:

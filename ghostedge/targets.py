@@ -205,7 +205,10 @@ def _of_bench(path: Path, imgsz: int) -> tuple[dict[str, float], str, str]:
         (name, row)
         for result in found
         for row in result["rows"]
-        if row["precision"] in runner.QUANTIZED and row["batch"] == 1 and (name := _network(row))
+        if row["precision"] in runner.QUANTIZED
+        and row["batch"] == 1
+        and row["imgsz"] is not None
+        and (name := _network(row))
     ]
     rows = [(name, row) for name, row in quantized if row["imgsz"] == imgsz]
     threads = min((row["threads"] for _, row in rows), default=1)

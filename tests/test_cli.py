@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from ghostedge.checkpoint import Checkpoint
 from ghostedge.cli import app, main
 from ghostedge.data.drawn import drawn_source
 from ghostedge.errors import CheckFailed, GhostEdgeError
-from ghostedge.files import sha256
+from ghostedge.files import atomic_file, sha256
 from ghostedge.models import create
 from ghostedge.pixels import PixelContract
 from ghostedge.runtime import Classifier
@@ -337,7 +338,7 @@ def test_full_disk_of_a_training(tmp_path: Path) -> None:
         ("train drawn --width -1", "There is no network called 'ghostnetv3-small--1.0x'"),
         ("train drawn --width 0.05", "A width multiplier of 0.05 is outside 0.1 to 8"),
         ("train drawn --branches 0", "Invalid value for '--branches'"),
-        ("train drawn --epochs 0", "epochs must be at least 1"),
+        ("train drawn --epochs 0", "epochs must be from 1 to 1,000,000"),
         ("train drawn --batch 1", "batch must be at least 2"),
         ("train drawn --lr 0", "lr must be above 0"),
         ("train drawn --seed -1", "seed must be from 0"),
@@ -398,6 +399,35 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, net: Path) -> None
     monkeypatch.setattr(sys, "argv", ["ghostedge", "info", str(net)])
     with pytest.raises(ZeroDivisionError):
         main()
+
+
+def test_a_terminated_command_cleans_up(
+    monkeypatch: pytest.MonkeyPatch, net: Path, tmp_path: Path
+) -> None:
+    def ended(path: object) -> None:
+        with atomic_file(tmp_path / "half"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "read", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run("info", net) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.glob("*half*"))
+
+
+def test_an_output_that_takes_no_more() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ghostedge.cli", "list", "--for", "desktop"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert "ghostedge: The output cannot be used: No space left on device." in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_table_of_what_failed_keeps_its_lines(

@@ -283,6 +283,12 @@ def test_a_target_of_ones_own_board(
     assert "at 32 pixels" in found.sources[0] and "with 1 thread on my board" in found.sources[0]
     with pytest.raises(GhostEdgeError, match=r"known network at 96 pixels, only at 32: .*--imgsz"):
         rank(str(file), imgsz=96)
+    no_image = board(timed, **TIMES)
+    no_image["rows"][0]["imgsz"] = None
+    results.write([no_image], file)
+    with pytest.raises(GhostEdgeError, match="only at 32: "):
+        rank(str(file), imgsz=96)
+    results.write(made, file)
 
     chosen, why = choose(str(file))
     assert chosen.name == "resnet20" and "at most 4 ms" in why

@@ -6,7 +6,8 @@ adds what finished checkpoints record to accuracy.csv. Of every way of training 
 recipe for so many epochs, with or without a teacher) it prints accuracies with costs, and how far
 DenseStride stands before every other network on each target and before the plain conversion of the
 paper's, where that is among them; of the one with most runs it draws <target>.png. Of several runs
-of one network, its seeds, a figure is their mean, a bar goes from the lowest to the highest.
+of one network, its seeds, a figure is their mean, a bar goes from the lowest to the highest. Last it
+compares the weights that ship in the same way.
 """
 
 from __future__ import annotations
@@ -79,6 +80,10 @@ class Run(NamedTuple):
 
 def run_of(file: str, card: checkpoint.Checkpoint) -> Run:
     """Return what a finished checkpoint records; raises GhostEdgeError where none could compare it."""
+    if "recipe" not in card.training:
+        raise GhostEdgeError(
+            f"{file} was not trained by `ghostedge train`: its card has no recipe."
+        )
     recipe = Recipe(**card.training["recipe"])
     alike = dataclasses.replace(recipe, seed=0, precision="auto", epochs=Recipe.epochs)
     taught = card.training.get("distillation") or {}
@@ -185,7 +190,8 @@ def draw(target: str, nets: Sequence[Point], training: str) -> None:
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9)
-    figure.savefig(RUNS.with_name(f"{target}.png"), dpi=180)
+    with atomic_file(RUNS.with_name(f"{target}.png")) as temporary:
+        figure.savefig(temporary, format="png", dpi=180, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -280,6 +286,9 @@ def main(*files: str) -> None:
         if (training, trainings[training]) == trainings.most_common(1)[0]:
             for target in TARGETS:
                 draw(target, tested, training)
+    cards = [checkpoint.read(file)[0] for file in checkpoint.shipped().values()]
+    ship = [Point(card.name, [card.accuracy["test"]["top1"]]) for card in cards]
+    print(f"the weights that ship, however they were trained\n\n{verdicts(ship, COSTS)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from costs import (
 from torch import Tensor, nn
 
 from ghostedge import checkpoint, markdown
+from ghostedge.data.sources import open_data
 from ghostedge.files import atomic_write
 from ghostedge.models import TEACHERS, Architecture, create, profile
 from ghostedge.models.ghostnetv3 import GhostModule
@@ -47,6 +48,8 @@ from ghostedge.training.study import load
 
 CANDIDATES = Path(__file__).with_name("candidates.csv")
 RESULTS = Path(__file__).with_name("search.json")
+IMAGES = "081fd32c"
+"""The start of the hash of the training images of JPEG CIFAR-10."""
 STEPS = ("models", "instructions", "arena", "latency")
 STUDY = Path(__file__).parents[1] / "studies" / "targets.toml"
 
@@ -222,6 +225,9 @@ def train_some(folder: Path, epochs: str, data: str, *names: str) -> None:
     arm = load(STUDY)["densestride-1.0x"]
     if unknown := set(names) - entries().keys():
         raise SystemExit(f"No candidates: {', '.join(unknown)}")
+    images = open_data(data).train
+    if images is None or not images.fingerprint.startswith(IMAGES):
+        raise SystemExit(f"{data} is not JPEG CIFAR-10, whose accuracies {RESULTS.name} has.")
     precision = "" if arm.recipe.precision == "auto" else f" {arm.recipe.precision}"
     for seed in range(arm.seeds):
         for name in names:

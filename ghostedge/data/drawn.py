@@ -101,7 +101,7 @@ def drawn_set(classes: int = 4, per_class: int = 200, seed: int = 0, size: int =
 
 def drawn_data(classes: str = "4") -> Data:
     """Return the set that the data argument `drawn:CLASSES` names: 200 + 50 images a class."""
-    if not classes.isdecimal():
+    if not classes.isdecimal() or len(classes) > 2:
         raise GhostEdgeError(
             f"'drawn:{classes}' names no set: write drawn:N, N from 2 to {len(FIGURES)}."
         )

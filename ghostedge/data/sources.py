@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,6 +20,7 @@ from PIL import Image
 from ghostedge.bundle import is_label
 from ghostedge.data.images import SUFFIXES, UnreadableImage, fit, read_image
 from ghostedge.errors import GhostEdgeError, nearest, needing, require
+from ghostedge.files import printable
 
 TORCHVISION = {
     "cifar10": "CIFAR10",
@@ -163,7 +165,7 @@ class Source:
             cause = next(s for s in read.skipped if s[0].startswith(f"{self.classes[label]}/"))
             raise GhostEdgeError(
                 f"No image of the class '{self.classes[label]}' in {self.name} can be read "
-                "({}: {}), or none of those to train or to validate on. Replace the files or remove the "
+                "({}: {}), or none of the part that is asked for. Replace the files or remove the "
                 "class.".format(*cause)
             )
 
@@ -228,6 +230,11 @@ class Data:
             f"{name}fingerprint": None if part is None else part.fingerprint
             for name, part in parts.items()
         }
+
+
+def named(spec: str) -> bool:
+    """Return whether `spec` is a set by its name, which wins over a folder of that name."""
+    return spec in TORCHVISION or spec.partition(":")[0] == "drawn"
 
 
 def open_data(spec: str | os.PathLike[str], download: bool = False) -> Data:
@@ -340,7 +347,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _folder(root: Path) -> Data:
-    name = root.resolve().name
+    name = printable(root.resolve().name)
     skipped: list[tuple[str, str]] = []
     parts = {part: folder for part in SPLITS if (folder := _part(root, part))}
     if "train" not in parts and not all(map(_folders, parts.values())):
@@ -388,7 +395,19 @@ def _part(root: Path, part: str) -> Path | None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [Path(entry.path) for entry in _entries(root) if entry.is_dir()]
+    return [Path(entry.path) for entry in _entries(root) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; raises GhostEdgeError for a link to nowhere, perhaps a class."""
+    with contextlib.suppress(OSError):  # a link to itself
+        if entry.is_dir():
+            return True
+    if entry.is_symlink() and not Path(entry.name).suffix and not os.path.exists(entry.path):
+        raise GhostEdgeError(
+            f"{entry.path} is a link that leads nowhere, perhaps to a class: mend or remove it."
+        )
+    return False
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -410,7 +429,7 @@ def _classes(root: Path, skipped: list[tuple[str, str]]) -> dict[str, list[tuple
     found: dict[str, list[tuple[str, str]]] = {}
     stray = []
     for entry in _entries(root):
-        if entry.is_dir():
+        if _is_folder(entry):
             try:
                 entry.name.encode()
             except UnicodeEncodeError as error:

@@ -104,7 +104,7 @@ class FarEnd:
             assert child.stdout is not None
             for line in child.stdout:
                 if line.startswith(b"- "):
-                    self.tell("say", line[2:].decode().rstrip())
+                    self.tell("say", line[2:].decode("utf-8", "replace").rstrip())
             if child.wait() == 0:
                 with open(os.path.join(self.folder, self.order["output"]), "rb") as file:
                     return json.load(file)["results"][0]

@@ -267,7 +267,7 @@ def _html(results: Sequence[Result]) -> str:
         )
         for profile in result.get("profiles", []):
             shown = profile["blocks"] or profile["kinds"]
-            most = max(part["milliseconds"] for part in shown) or 1.0
+            most = max((part["milliseconds"] for part in shown), default=0) or 1.0
             bars = [
                 _bar([p["name"], f"{p['milliseconds']:.4f} ms"], max(0, p["milliseconds"]) / most)
                 for p in shown

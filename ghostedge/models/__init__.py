@@ -153,7 +153,10 @@ def create(architecture: str, **arguments: Any) -> nn.Module:
         raise GhostEdgeError(f"A width multiplier of {width} is outside 0.1 to 8.")
     try:
         return NETWORKS[architecture].build(**arguments)
-    except TypeError as error:
+    # As torch and the nets refuse what a file may say; out of memory is a RuntimeError of its own.
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise GhostEdgeError(
             f"The network {architecture} cannot be built with {arguments}: {error}."
         ) from error

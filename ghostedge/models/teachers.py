@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ghostedge import checkpoint
 from ghostedge.bundle import unnamed
 from ghostedge.errors import GhostEdgeError, needing
-from ghostedge.files import sha256
+from ghostedge.files import printable, sha256
 from ghostedge.models.reparam import fold
 from ghostedge.models.synthetic import noise
 from ghostedge.pixels import PixelContract
@@ -244,7 +244,7 @@ class Teacher:
             self.net.to(device).eval().requires_grad_(False)
             self.size, own = card.pixels.size, card.labels
         self.order = torch.from_numpy(match_classes(labels, own)).to(device)
-        self.identity = {"file": file.name, "sha256": sha256(file)}
+        self.identity = {"file": printable(file.name), "sha256": sha256(file)}
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> Tensor:

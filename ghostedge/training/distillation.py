@@ -39,8 +39,8 @@ class Distillation:
                 f"There is no strategy {self.strategy!r}.{nearest(self.strategy, STRATEGIES)} "
                 f"Choose one of {', '.join(STRATEGIES)}."
             )
-        if not (self.temperature is None or self.temperature > 0):
-            raise GhostEdgeError(f"A temperature must be above 0, not {self.temperature}.")
+        if not (self.temperature is None or 0.01 <= self.temperature <= 1000):
+            raise GhostEdgeError(f"A temperature is from 0.01 to 1000, not {self.temperature}.")
         if not (self.alpha is None or 0 <= self.alpha <= 1):
             raise GhostEdgeError(f"alpha is a share from 0 to 1, not {self.alpha}.")
 

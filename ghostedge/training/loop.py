@@ -29,8 +29,8 @@ from ghostedge.data.sources import (
     require_classes,
     split,
 )
-from ghostedge.errors import GhostEdgeError, Paused, in_a_line
-from ghostedge.files import reported
+from ghostedge.errors import GhostEdgeError, Paused, expect, in_a_line
+from ghostedge.files import held, printable, reported
 from ghostedge.models import ARCHITECTURES
 from ghostedge.models.synthetic import synthesize
 from ghostedge.models.teachers import OnPixels, Teacher
@@ -123,6 +123,8 @@ def train(
     recipe = recipe or Recipe()
     if recipe.mixup and distillation is None:
         raise GhostEdgeError("mixup is for distillation only: it hurts compact nets without.")
+    if licence is not None and licence != printable(licence):
+        raise GhostEdgeError(f"The licence {printable(licence)} is no UTF-8 text.")
     if compile not in (None, *COMPILE):
         raise GhostEdgeError(f"compile is one of {', '.join(COMPILE)}, which {compile!r} is not.")
     output = Path(output)
@@ -182,7 +184,10 @@ def train(
     val = Batches(val_images.pixels, val_images.labels, _at_once(card.pixels.size), place)
     student = OnPixels(net, card.pixels).to(place).to(memory_format=torch.channels_last)
     run = _Run(student, batches, val, recipe, card, folder, processes, console)
-    with reported(output):
+    alone = contextlib.nullcontext() if processes.rank else held(output)
+    with alone, reported(output):
+        if not resume:
+            folder.require_unused()  # another run may have begun since
         for teacher in teachers:  # before it is compiled: for the student's batches alone
             console.print(_introduced(teacher, val))
         default = "default" if place.type == "cuda" else "off"
@@ -200,11 +205,11 @@ def train(
 
 def _require_apart(output: Path, sets: Data) -> None:
     """Raise GhostEdgeError for a run among its images: the next one would take it for a class."""
-    place = Path(os.path.abspath(output))
+    place = Path(os.path.realpath(output))
     for source in (sets.train, sets.val, sets.test):
         if isinstance(source, FolderSource):
             root = Path(os.path.abspath(source.files[0])).parents[source.names[0].count("/")]
-            if place.is_relative_to(root):
+            if place.is_relative_to(os.path.realpath(root)):  # a file may be a link, and not count
                 raise GhostEdgeError(
                     f"{output} is inside {root}, where the next training would take it for a class: name "
                     "another --output."
@@ -476,9 +481,11 @@ class _Run:
             raise self.diverged(len(self.history), "weights are no longer finite")
 
     def diverged(self, epoch: int, how: str) -> GhostEdgeError:
-        kept = f"{self.folder.path} keeps the epochs before it; start" if epoch else "Start"
+        place = self.folder.path
+        kept = f"{place} keeps the epochs before it; delete it, or name another --output, and start"
         return GhostEdgeError(
-            f"The training diverged in epoch {epoch + 1}: {how}. {kept} anew with a lower --lr."
+            f"The training diverged in epoch {epoch + 1}: {how}. {kept if epoch else 'Start'} anew with a "
+            "lower --lr (of a study's arm: --set ARM.lr)."
         )
 
     def keep(self, validation: float) -> None:
@@ -538,8 +545,33 @@ class _Run:
                 torch.cuda.set_rng_state(state["random there"], self.place)
             self.history, self.best = state["history"], state["best"]
             self.step, self.seconds = state["step"], state["seconds"]
+            kept = ("loss", "train", "validation", "lr", "seconds")
+            figures = [self.best, self.seconds, *(row[key] for row in self.history for key in kept)]
+            expect(all(isinstance(figure, float) for figure in figures), "figures")
+            expect(self.step in range(self.batches.steps), "step")
+            expect(bool(self.sums.isfinite().all()), "sums")
         except Exception as error:  # a state of other versions has other parts
             raise self.folder.damaged(error) from error
+        if self.history and not self.processes.rank:
+            self.require_best()
+
+    def require_best(self) -> None:
+        """Raise GhostEdgeError unless best.safetensors is of this run: at the end it is its result."""
+        path = self.folder.path / "best.safetensors"
+        tops = [row["validation"] for row in self.history]
+        # A run that was killed while it kept an epoch has the best of that one.
+        epochs = (tops.index(max(tops)) + 1, len(tops) + 1)
+        try:
+            card, _ = checkpoint.read(path)
+            same = card.architecture == self.card.architecture and card.labels == self.card.labels
+            found = same and card.training.get("epoch") in epochs
+        except GhostEdgeError:
+            found = False
+        if not found:
+            raise GhostEdgeError(
+                f"{path} is not the best epoch of this run: put that back, or start anew with another "
+                "--output."
+            )
 
 
 def _identity(card: checkpoint.Checkpoint) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _place(name: str) -> torch.device:
     try:
         place = torch.device(name)
         torch.zeros(1, dtype=torch.float64, device=place).item()
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+    except (TypeError, ImportError, RuntimeError, AssertionError) as error:
         raise GhostEdgeError(
             f"The device {name!r} cannot be used here ({in_a_line(error)}). "
             "Use --device cpu, or cuda where there is a GPU."

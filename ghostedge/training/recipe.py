@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from ghostedge.errors import GhostEdgeError, nearest
-from ghostedge.files import read_toml, tomllib
+from ghostedge.files import printable, read_toml, tomllib
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": (lambda value: value >= 1, "at least 1"),
+    "epochs": (lambda value: 1 <= value <= 1_000_000, "from 1 to 1,000,000"),
     "batch": (lambda value: value >= 2, "at least 2"),
     "lr": (lambda value: 0 < value <= 1000, "above 0 and at most 1000"),
     "validation": (lambda value: 0 < value < 1, "between 0 and 1"),
@@ -45,6 +46,10 @@ def fitting(name: str, value: Any, hint: Any) -> Any:
         words = {list: "a list of texts", str: "a text", int: "a whole number", float: "a number"}
         needed = words.get(kind, "true or false")
         raise GhostEdgeError(f"{name} must be {needed}, which {value!r} is not.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise GhostEdgeError(f"{name} must be a finite number, which {value} is not.")
+    if isinstance(value, str) and value != printable(value):
+        raise GhostEdgeError(f"{name} must be UTF-8 text, which {printable(value)} is not.")
     return value
 
 
@@ -160,7 +165,7 @@ def setting(text: str) -> tuple[str, Any]:
         raise GhostEdgeError(f"{text!r} sets nothing: write it as in cutout=0.25.")
     kinds: tuple[Callable[[str], Any], ...] = (_toml, int, float)  # 030, .1 and 5. are not TOML
     for kind in kinds:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return name, kind(value)
     return name, {"true": True, "false": False}.get(value.lower(), value)
 

@@ -14,7 +14,7 @@ from torch import nn
 from ghostedge import checkpoint
 from ghostedge.data.sources import match_classes
 from ghostedge.errors import GhostEdgeError
-from ghostedge.files import sha256
+from ghostedge.files import printable, sha256
 from ghostedge.models import architecture, create, parse_name
 from ghostedge.models.teachers import imagenet_name, imagenet_weights
 from ghostedge.pixels import IMAGENET, PixelContract
@@ -65,7 +65,7 @@ def subject(
             raise GhostEdgeError(f"The tensors of {from_} do not fit {start.name}.")
         card = checkpoint.Checkpoint(start.architecture, arguments, labels, pixels)
         file = checkpoint.find(from_)
-        card.training["from"] = {"file": file.name, "sha256": sha256(file)}
+        card.training["from"] = {"file": printable(file.name), "sha256": sha256(file)}
         return card, net
     name, arguments, net = new_net(model or DEFAULT, len(labels), branches, post_norm)
     size = 32 if imgsz is None else imgsz

@@ -45,6 +45,7 @@ def _values(net: nn.Module) -> list[Tensor]:
 
 KEPT = ("state.pt", "best.safetensors", "last.safetensors", "log.csv")
 """What a run cannot do without."""
+CURVES = "curves.png"
 
 
 class Folder:
@@ -56,10 +57,12 @@ class Folder:
 
     def require_unused(self) -> None:
         """Raise GhostEdgeError where there is a run, or what is left of one: a new one would overwrite it."""
-        if any((self.path / name).exists() for name in KEPT):
-            raise GhostEdgeError(
-                f"{self.path} holds a run already. Continue it with --resume, or name another --output."
-            )
+        for name in (*KEPT, CURVES):
+            if (self.path / name).exists():
+                raise GhostEdgeError(
+                    f"{self.path} holds a run already, or its {name}. Continue it with --resume, or name "
+                    "another --output."
+                )
 
     def clear(self) -> None:
         """Remove what a run has kept so far."""
@@ -98,7 +101,7 @@ class Folder:
             if theirs.get(key) != ours.get(key):
                 raise GhostEdgeError(
                     f"{self.path} was started with another {key}: {theirs.get(key)}, not {ours.get(key)}. "
-                    "Resume with the same flags and data, or name another --output."
+                    "Resume with the same flags and data, name another --output, or delete it to start anew."
                 )
         return state
 
@@ -125,6 +128,6 @@ class Folder:
         for axes in (losses, accuracies):
             axes.set_xlabel("epoch")
             axes.grid(alpha=0.3)
-        with atomic_file(self.path / "curves.png") as temporary:
+        with atomic_file(self.path / CURVES) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
         return True

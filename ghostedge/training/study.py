@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import os
 import re
+import signal
+import sys
 import threading
 import time
 import typing
@@ -26,9 +28,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ghostedge import checkpoint, markdown
-from ghostedge.data.sources import TORCHVISION, Data, match_classes, open_data, require_classes
+from ghostedge.data.sources import Data, match_classes, named, open_data, require_classes
 from ghostedge.errors import GhostEdgeError, Paused, nearest, needing, require
-from ghostedge.files import atomic_file, atomic_write, read_toml, sha256
+from ghostedge.files import atomic_file, atomic_write, held, read_toml, sha256
 from ghostedge.models import ARCHITECTURES, profile
 from ghostedge.pixels import PixelContract
 from ghostedge.training import recipe as recipes
@@ -40,10 +42,6 @@ from ghostedge.training.start import DEFAULT, possible_form, require_buildable
 State = tuple[Literal["done", "paused", "failed", "waiting"], str]
 """Of a run, with the reason where it is not done."""
 Row = dict[str, Any]
-RESULT = frozenset(
-    "arm inputs network size classes accuracy seconds device versions deployed_parameters macs".split()
-)
-"""What is read of a run's result.json."""
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t for two-sided 95% intervals of 2 to 11 values; the last one is too wide for more."""
 
@@ -105,9 +103,7 @@ class Job:
         Raises GhostEdgeError where it is of another definition, other images or teachers.
         """
         result = _stored(self.folder / "result.json")
-        if not result.keys() >= RESULT or not all(
-            isinstance(result[key], dict) for key in ("arm", "inputs", "accuracy", "versions")
-        ):
+        if not _whole(result):
             return None
         inputs = {
             **sets.fingerprints,
@@ -177,36 +173,52 @@ def study(
                 raise GhostEdgeError(
                     f"{file}, arm {name!r}: a teacher of it learns {teacher.data}. {error}"
                 ) from error
-    jobs = _jobs(arms, output.resolve())
-    results = {key: job.result(sets[job.arm.data]) for key, job in jobs.items()}
-    open_ = {key: job for key, job in jobs.items() if results[key] is None}
-    say(f"{len(jobs) - len(open_)} of {len(jobs)} runs are done already")
+    output = output.resolve()
+    with held(output):
+        _require_own(output)
+        jobs = _jobs(arms, output)
+        results = {key: job.result(sets[job.arm.data]) for key, job in jobs.items()}
+        open_ = {key: job for key, job in jobs.items() if results[key] is None}
+        say(f"{len(jobs) - len(open_)} of {len(jobs)} runs are done already")
 
-    def note(key: tuple[str, int], state: State) -> None:
-        if state[0] not in ("done", "failed"):
-            return
-        results[key] = jobs[key].result(sets[jobs[key].arm.data])
-        say(f"{key[0]}, seed {key[1]}: {' '.join(filter(None, state))}")
-        known = _stored(output / "latency.json")
-        _write(summarize(arms, results, known), results, settings, output)
+        def note(key: tuple[str, int], state: State) -> None:
+            if state[0] not in ("done", "failed"):
+                return
+            results[key] = jobs[key].result(sets[jobs[key].arm.data])
+            say(f"{key[0]}, seed {key[1]}: {' '.join(filter(None, state))}")
+            known = _known(output / "latency.json")
+            _write(summarize(arms, results, known), results, settings, output)
 
-    run = _on_ray if cluster else _here
-    states = {key: s for key, s in run(open_, deadline, device, note).items() if s[0] != "done"}
+        run = _on_ray if cluster else _here
+        states = {key: s for key, s in run(open_, deadline, device, note).items() if s[0] != "done"}
 
-    def show(latencies: dict[str, float]) -> list[Row]:
-        rows = summarize(arms, results, latencies)
-        _write(rows, results, settings, output)
-        if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
-            say("matplotlib is not installed: accuracy.png is not drawn")
-        return rows
+        def show(latencies: dict[str, float]) -> list[Row]:
+            rows = summarize(arms, results, latencies)
+            _write(rows, results, settings, output)
+            if any(row["seeds"] for row in rows) and not draw(rows, output / "accuracy.png"):
+                say("matplotlib is not installed: accuracy.png is not drawn")
+            return rows
 
-    known = _stored(output / "latency.json")
-    rows = show(known)
-    if not any(state == "paused" for state, _ in states.values()):
-        latencies = _latencies(jobs, results, output, deadline)  # whose failure costs no accuracy
-        if latencies != known:
-            rows = show(latencies)
-    return Result(rows, len(jobs), {f"{key[0]}, seed {key[1]}": s for key, s in states.items()})
+        known = _known(output / "latency.json")
+        rows = show(known)
+        if not any(state == "paused" for state, _ in states.values()):
+            # Last, as its failure shall cost no accuracy.
+            latencies = _latencies(jobs, results, output, deadline)
+            if latencies != known:
+                rows = show(latencies)
+        return Result(rows, len(jobs), {f"{key[0]}, seed {key[1]}": s for key, s in states.items()})
+
+
+def _require_own(output: Path) -> None:
+    """Raise GhostEdgeError where a study would write over what is not its own."""
+    stored = _stored(output / "results.json")
+    if stored.keys() >= {"changed", "arms", "runs"}:
+        return
+    for name in (*(f"results.{kind}" for kind in ("json", "csv", "md")), "accuracy.png"):
+        if (output / name).exists():
+            raise GhostEdgeError(
+                f"{output / name} is of no study and would be lost: name another --output."
+            )
 
 
 def require_done(result: Result, output: Path) -> None:
@@ -240,10 +252,12 @@ def load(file: Path, settings: Iterable[str] = ()) -> dict[str, Arm]:
     defaults, tables = stored.get("defaults", {}), stored.get("arms", {})
     if not isinstance(tables, dict) or not tables:
         raise GhostEdgeError(f"{file} has no arms: write at least one, as [arms.NAME].")
-    for name, table in {"": defaults, **tables}.items():
-        if not isinstance(table, dict) or (name and not re.fullmatch(r"\w[\w.+-]*", name)):
+    if not isinstance(defaults, dict):
+        raise GhostEdgeError(f"{file}: defaults is no table: write [defaults].")
+    for name, table in tables.items():
+        if not isinstance(table, dict) or not re.fullmatch(r"\w[\w.+-]*", name):
             raise GhostEdgeError(
-                f"{file}: {name or 'defaults'!r} is no arm: an arm is a table, [arms.NAME], whose "
+                f"{file}: {name!r} is no arm: an arm is a table, [arms.NAME], whose "
                 "name has letters, digits and . + - _ alone."
             )
     plain, tables = tables, {name: {**defaults, **table} for name, table in tables.items()}
@@ -366,7 +380,7 @@ def _jobs(arms: dict[str, Arm], output: Path) -> dict[tuple[str, int], Job]:
                 str(taught.get(t) or os.path.abspath(checkpoint.find(t))) for t in arm.teachers
             ]
             data = arm.data
-            if arm.data not in TORCHVISION and Path(arm.data).is_dir():
+            if not named(arm.data):
                 data = os.path.abspath(data)
             jobs[name, seed] = Job(
                 name, arm, seed, folder(name, seed), data, tuple(teachers), tuple(needs.values())
@@ -457,6 +471,7 @@ def _apart(job: Job, deadline: float | None, device: str) -> State:
 
 def _child(sender: connection.Connection, job: Job, deadline: float | None, device: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sender.send(_run(job, deadline, device))
     except KeyboardInterrupt:  # which the study reports
@@ -581,7 +596,7 @@ def _score(run: Row | None) -> float:
 
 def _network(run: Row) -> str:
     """Name what decides a run's latency."""
-    form = "-post-norm" if run["arm"]["post_norm"] else ""
+    form = "-post-norm" if run["arm"].get("post_norm") else ""
     return f"{run['network']}{form}-{run['size']}px-{run['classes']}"
 
 
@@ -662,7 +677,7 @@ def _stored(file: Path) -> Row:
     """Return what a .json file of a study holds; nothing where it is missing or damaged."""
     try:
         found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -699,12 +714,36 @@ def draw(rows: Sequence[Row], path: Path) -> bool:
                     )
             axes.set_xscale("log")
             axes.set_xlabel(text)
-            axes.set_ylabel(f"top-1 on {data}, %")
+            axes.set_ylabel("top-1 on {}, %".format(data.replace("$", r"\$")))
             axes.grid(alpha=0.3)
         line[0].legend(fontsize=7, loc="center right", bbox_to_anchor=(-0.2, 0.5))
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return True
+
+
+def _whole(result: Row) -> bool:
+    """Return whether a run's result.json has everything that is read of it."""
+    try:
+        tops = [
+            part["top1"]
+            for part in (result["accuracy"]["validation"], *result["accuracy"].values())
+        ]
+        figures = [*tops, *(result[key] for key in ("seconds", "deployed_parameters", "macs"))]
+        tables = [result[key] for key in ("arm", "inputs", "versions")]
+        return (
+            all(isinstance(figure, (int, float)) for figure in figures)
+            and all(isinstance(table, dict) for table in tables)
+            and all(isinstance(result[key], str) for key in ("network", "device"))
+            and all(isinstance(result[key], int) for key in ("size", "classes"))
+        )
+    except (AttributeError, LookupError, TypeError):
+        return False
+
+
+def _known(file: Path) -> dict[str, float]:
+    """Return the latencies that a study measured; those that are damaged are measured again."""
+    return {name: ms for name, ms in _stored(file).items() if isinstance(ms, (int, float))}
 
 
 def _latencies(
@@ -723,7 +762,7 @@ def _latencies(
         if run is not None and jobs[key].arm.latency:
             wanted.setdefault(_network(run), jobs[key])
     file = output / "latency.json"
-    known: dict[str, float] = _stored(file)
+    known = _known(file)
     if wanted.keys() <= known.keys():
         return known
     from ghostedge.bundle import is_bundle

@@ -190,5 +190,5 @@ def test_a_set_is_fetched_only_when_asked(
     monkeypatch.setattr("torchvision.datasets.CIFAR10.download", fetch)
     with pytest.raises(GhostEdgeError, match="add --download"):
         gathered(trained, "cifar10")
-    with pytest.raises(GhostEdgeError, match="Cannot fetch cifar10 .* no network"):
+    with pytest.raises(GhostEdgeError, match=r"Cannot fetch cifar10 .* no network"):
         gathered(trained, "cifar10", download=True)

@@ -128,6 +128,16 @@ def test_pictures_outside_classes_and_broken_links_are_counted(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("target", ["nowhere/cat", "cat"])
+def test_a_link_to_nowhere_may_be_a_class(tmp_path: Path, target: str) -> None:
+    fill(tmp_path, "a/1.png", "b/1.png")
+    (tmp_path / "cat").symlink_to(target)
+    with pytest.raises(
+        GhostEdgeError, match="cat is a link that leads nowhere, perhaps to a class"
+    ):
+        open_data(tmp_path)
+
+
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
     fill(tmp_path, "store/1.png", "store/deep/2.png", "data/b/1.png")
     (tmp_path / "data" / "a").symlink_to(tmp_path / "store")

@@ -94,6 +94,8 @@ def test_a_profile_of_no_time(measured: dict[str, Any]) -> None:
     (_, _, blocks), _ = results.profiles(measured | {"profiles": [profile]})
     assert blocks == [["conv", "1", "0.0000", "0.0000", "0%"]]
     assert "conv" in results.writer(Path("x.html"))([measured | {"profiles": [profile]}])
+    empty = profile | {"blocks": [], "kinds": []}
+    assert profile["file"] in results.writer(Path("x.html"))([measured | {"profiles": [empty]}])
 
 
 def test_for_people(measured: dict[str, Any], tmp_path: Path) -> None:

@@ -163,6 +163,12 @@ def test_a_width_of_a_net_of_one_size_is_refused(wrong: str) -> None:
         parse_name(wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"heads": 7}, {"dim": -8}, {"num_classes": -1}])
+def test_arguments_that_no_net_can_have_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(GhostEdgeError, match="vit-small cannot be built with"):
+        create("vit-small", **wrong)
+
+
 def test_an_unknown_argument_is_refused() -> None:
     with pytest.raises(GhostEdgeError, match="depth"):
         create("ghostnetv3-small", depth=3)

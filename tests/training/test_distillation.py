@@ -393,7 +393,8 @@ def test_a_student_follows_its_teacher(tmp_path: Path, drawn_folder: Path) -> No
     [
         ({"teachers": ()}, "needs a teacher"),
         ({"strategy": "kdd"}, "Did you mean"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "temperature is from 0.01 to 1000"),
+        ({"temperature": float("inf")}, "temperature is from 0.01 to 1000"),
         ({"alpha": 1.5}, "alpha is a share"),
     ],
 )

@@ -262,6 +262,7 @@ def test_a_pause_says_how_to_go_on(drawn_folder: Path, tmp_path: Path) -> None:
         ({"branches": 65}, "1 to 64 branches"),
         ({"branches": 3, "model": "resnet8"}, "resnet8 has no parallel branches"),
         ({"imgsz": 0}, "size of 0 is outside 24 to 256"),
+        ({"device": "hpu"}, "The device 'hpu' cannot be used here"),
         ({"imgsz": 0, "from_": "densestride-1.0x", "model": None}, "size of 0 is outside"),
         ({"recipe": Recipe(batch=8, accumulate=8)}, "cannot be cut into 8 equal parts of two"),
         ({"from_": "densestride-1.0x", "model": None, "branches": 2}, "leave out branches"),

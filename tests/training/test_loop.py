@@ -25,9 +25,10 @@ import ghostedge
 from ghostedge import checkpoint
 from ghostedge.data.sources import FolderSource, Source, open_data, split
 from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.files import held
 from ghostedge.models import synthetic
 from ghostedge.models.synthetic import synthesize
-from ghostedge.training import Recipe, loop, train
+from ghostedge.training import Distillation, Recipe, loop, train
 from ghostedge.training.processes import TORCHRUN, Processes
 from tests.runtime_fixtures import Malicious
 
@@ -323,6 +324,8 @@ def test_a_run_among_its_images_is_refused(drawn_folder: Path, tmp_path: Path) -
         assert not output.exists()
     flat = data / "train"
     assert f"is inside {flat}" in refused(flat, flat / "runs" / "a")
+    (tmp_path / "link").symlink_to(flat)
+    assert "would take it for a class" in refused(flat, tmp_path / "link" / "run")
     with pytest.raises(Paused):
         learn(data, data / "runs", budget=1e-9)  # beside the parts nothing is a class
 
@@ -486,6 +489,54 @@ def test_a_run_folder_in_use(run: Path, drawn_folder: Path, tmp_path: Path) -> N
     assert "holds a run already" in refused(drawn_folder, tmp_path)
 
 
+def test_two_runs_in_one_folder(drawn_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    with held(output):
+        assert f"Another run writes to {output}" in refused(drawn_folder, output)
+        assert not any(output.iterdir())
+    with pytest.raises(Paused):
+        learn(drawn_folder, output, budget=1e-9)
+    with held(output):
+        assert "Another run writes to" in refused(drawn_folder, output, resume=True)
+
+
+def test_a_picture_of_curves_is_not_overwritten(drawn_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "curves.png").write_text("mine")
+    assert "or its curves.png" in refused(drawn_folder, tmp_path)
+    assert (tmp_path / "curves.png").read_text() == "mine"
+
+
+def test_the_best_epoch_of_another_run(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(run, tmp_path / "run"))
+    best = output / "best.safetensors"
+    card, tensors = checkpoint.read(best)
+    kept = best.read_bytes()
+    for changes in ({"architecture": "densestride"}, {"training": {**card.training, "epoch": 99}}):
+        checkpoint.save(best, dataclasses.replace(card, **changes), tensors)
+        assert "is not the best epoch of this run" in refused(drawn_folder, output, resume=True)
+    best.unlink()
+    assert "is not the best epoch of this run" in refused(drawn_folder, output, resume=True)
+    best.write_bytes(kept)
+    learn(drawn_folder, output, resume=True)
+    assert_same(output, run)
+
+
+def test_names_that_are_no_utf8(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
+    data = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copytree(drawn_folder, data)
+    teacher = shutil.copy(
+        run / "best.safetensors", os.fsdecode(b"%s/t\xff" % os.fsencode(tmp_path))
+    )
+    taught = Distillation((teacher,))
+    for changes in ({"distillation": taught}, {"from_": teacher, "model": None, "imgsz": None}):
+        output = tmp_path / next(iter(changes))
+        short = dataclasses.replace(RECIPE, epochs=1)
+        card, _ = checkpoint.read(learn(data, output, recipe=short, **changes))
+        assert card.data["name"] == "d\\xff"
+    said = refused(drawn_folder, tmp_path / "new", licence="MIT \udcff")
+    assert said == "The licence MIT \\xff is no UTF-8 text."
+
+
 def test_a_damaged_state(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
     output, victim = tmp_path / "run", tmp_path / "victim"
     shutil.copytree(run, output)
@@ -504,8 +555,17 @@ def test_a_damaged_state(run: Path, drawn_folder: Path, tmp_path: Path) -> None:
     assert "cannot be resumed from" in refused(drawn_folder, output, resume=True)
     assert not victim.exists()
     state = torch.load(run / "state.pt", weights_only=True)
-    torch.save({**state, "optimizer": {}}, output / "state.pt")
-    assert "cannot be resumed from" in refused(drawn_folder, output, resume=True)
+    sums = torch.full_like(state["sums"], torch.nan)
+    for damage in (
+        {"optimizer": {}},
+        *({"history": rows} for rows in ("abc", None, [{"x": 1.0}])),
+        *({"step": step} for step in ("x", 99, -5)),
+        {"best": "x"},
+        {"seconds": None},
+        {"sums": sums},
+    ):
+        torch.save({**state, **damage}, output / "state.pt")
+        assert "cannot be resumed from" in refused(drawn_folder, output, resume=True), damage
 
 
 def test_a_diverging_run_keeps_the_last_good_state(drawn_folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from ghostedge import checkpoint, cli
 from ghostedge.convert import Bundle
 from ghostedge.errors import GhostEdgeError, Paused
+from ghostedge.files import held
 from ghostedge.models import ARCHITECTURES, parse_name, sizes, synthetic
 from ghostedge.training import recipe
 from ghostedge.training import study as studies
@@ -245,7 +246,9 @@ def test_a_run_with_another_teacher_or_other_images_is_not_done(
     whole = stored.read_text()
     bare = json.dumps({key: json.loads(whole)[key] for key in ("arm", "inputs")})
     empty = ("", "[]", "{}", '{"arm": {}}', '{"arm": null, "inputs": {}}')
-    for text in (*empty, bare, whole[:99]):  # as if it were not done
+    values = {"accuracy": {"validation": {}}, "seconds": "x", "macs": None, "device": ["x"]}
+    wrong = (json.dumps({**json.loads(whole), key: value}) for key, value in values.items())
+    for text in (*empty, bare, whole[:99], "[" * 200_000, *wrong):  # as if it were not done
         stored.write_text(text)
         (output / "latency.json").write_text(text)
         require_done(study(file, output, settings=[f"data={images}"]), output)
@@ -255,6 +258,45 @@ def test_a_run_with_another_teacher_or_other_images_is_not_done(
         kept.rename(tmp_path / kept.name)
         with pytest.raises(GhostEdgeError, match=r"was run with (test_)?fingerprint"):
             study(file, output, settings=[f"data={images}"])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_result_from_before_an_arm_had_a_field(tmp_path: Path, few_images: Path) -> None:
+    file, output = write(tmp_path, f"[defaults]\n{TINY}[arms.a]\n"), tmp_path / "out"
+    study(file, output, settings=[f"data={few_images}"])
+    stored = output / "runs/a/seed-0/result.json"
+    result = json.loads(stored.read_text())
+    del result["arm"]["post_norm"]
+    stored.write_text(json.dumps(result))
+    assert study(file, output, settings=[f"data={few_images}"]).states == {}
+    assert json.loads(stored.read_text()) == result, "it was run anew"
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_of_no_study_stays(tmp_path: Path) -> None:
+    file, output = write(tmp_path, f"[defaults]\n{TINY}[arms.a]\n"), tmp_path / "out"
+    output.mkdir()
+    for name in ("results.json", "accuracy.png"):
+        (output / name).write_text('{"my": "experiment"}')
+        with pytest.raises(GhostEdgeError, match=f"{name} is of no study and would be lost"):
+            study(file, output)
+        assert [file.name for file in output.iterdir()] == [name]
+        (output / name).unlink()
+    with held(output), pytest.raises(GhostEdgeError, match="Another run writes to"):
+        study(file, output)
+
+
+@pytest.mark.usefixtures("quick")
+def test_names_of_data(tmp_path: Path, few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set's name is no folder's, and in a picture no formula."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(few_images, "drawn")
+    shutil.copytree(few_images, "a$_$b")
+    text = f"[defaults]\n{TINY}[arms.a]\n[arms.b]\ndata = 'a$_$b'\n[arms.c]\ndata = 'drawn'\n"
+    result = study(write(tmp_path, text), tmp_path / "out")
+    assert result.states == {}
+    runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert runs["c, seed 0"]["inputs"]["fingerprint"] != runs["b, seed 0"]["inputs"]["fingerprint"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -450,6 +492,11 @@ def test_a_teacher_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
         ("arms = 3", "has no arms"),
         ("[arm.a]", r"no 'arm', only \[defaults\] and \[arms.NAME\]. Did you mean arms"),
         ("[arms]\na = 3", "'a' is no arm"),
+        ("[arms.'']", "'' is no arm"),
+        ("arms = {a = {}}\ndefaults = 3", "defaults is no table"),
+        ("[arms.a]\npublished = inf", "published must be a finite number"),
+        ("[arms.a]\nweight_decay = inf", "weight_decay must be a finite number"),
+        (f"[arms.a]\nepochs = 1{'0' * 20}", "epochs must be from 1 to 1,000,000"),
         ("[arms.'../a']", "'../a' is no arm"),
         ("[arms.a]\nmodel = 'resnet50'", "arm 'a': data is missing"),
         ("[arms.a]\nteacher = 'b'", "arm 'a': it has a field 'teacher'.*Did you mean teachers"),
@@ -500,7 +547,7 @@ def test_settings(tmp_path: Path) -> None:
     assert [arm.recipe.epochs for arm in arms.values()] == [2, 2]
     assert [arm.recipe.lr for arm in arms.values()] == [0.5, None]
     assert arms["b"].teachers == ["a-1.0x"] and arms["b"].data == "cifar10"
-    for text in ("epochs", "c.epochs=3", "=", "b.=3"):
+    for text in ("epochs", "c.epochs=3", "=", "b.=3", f"epochs={'[' * 3000}", "data=d\udcff"):
         with pytest.raises(GhostEdgeError):
             load(file, [text])
 
