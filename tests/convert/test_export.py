@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from ghostedge import checkpoint
 from ghostedge.bundle import read_manifest, verify
 from ghostedge.convert import Bundle, export, repair, to_onnx
 from ghostedge.convert.plan import recipes
+from ghostedge.data.images import read_image
 from ghostedge.errors import CheckFailed, GhostEdgeError
 from ghostedge.models import create, synthetic
 from ghostedge.pixels import PixelContract, enlarged
@@ -383,3 +386,22 @@ def test_net_of_many_classes_and_width_is_exported(
     made = export(tmp_path / "net.safetensors", tmp_path / "out", format=["onnx"])
     assert made.parity["model.onnx"]["synthetic"]["agreement"] == 1
     assert made.manifest["calibration"] is None
+
+
+def test_the_guides_program_without_ghostedge(bundle: Bundle, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    guide = (root / "export" / "README.md").read_text("utf-8")
+    (program,) = (
+        code
+        for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+        if "Interpreter" in code
+    )
+    (tmp_path / "mine").symlink_to(bundle.path)
+    shutil.copy(root / "ghostedge" / "photos" / "cat.jpg", tmp_path)
+    program += "print(scores.tolist())"
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True
+    )
+    pixels = read_image(tmp_path / "cat.jpg", 32)
+    expected = Classifier(bundle.path / "model_int8.tflite")(pixels[None])[0]
+    np.testing.assert_allclose(json.loads(told.stdout), expected, atol=2 / 256)
