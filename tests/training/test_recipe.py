@@ -39,7 +39,7 @@ def test_settings_and_flags_go_over_a_recipe() -> None:
         ("cutout=1", "cutout must be at least 0 and below 1"),
         ("ema=-0.1", "ema must be"),
         ("clip=-1", "clip must be at least 0"),
-        ("mixup=inf", "mixup must be from 0 to 1000"),
+        ("mixup=inf", "mixup must be a finite number"),
         ("accumulate=0", "accumulate must be at least 1"),
         ("optimizer=adam", "optimizer must be sgd or adamw, not 'adam'"),
         ("freeze=all", "freeze must be none or norms or backbone"),
